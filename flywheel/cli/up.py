@@ -1,0 +1,38 @@
+"""`understudy up`: gateway and controller on one machine."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def up(
+    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")] = None,
+) -> None:
+    """Run gateway and controller on this machine, each restarted when it dies, with embedded stores.
+
+    Ctrl-C stops both in order: running replies finish, the log is shipped, an unfinished run is resumed next time.
+
+    Example:
+
+        understudy up --config understudy.toml
+    """
+    from gateway.config import environment, load_settings
+    from gateway.supervise import Child, Supervisor, python, stop_on_signals
+    from gateway.telemetry import configure_logging
+    from routing.rules import load
+
+    settings = load_settings(config)
+    load(settings.routing_file, environment())  # a wrong file is told here, not by a child that restarts for ever
+    options = ["--config", str(config.absolute())] if config else []
+    children = [Child(name=name, argv=python("flywheel.cli", name, *options)) for name in ("serve", "work")]
+    configure_logging("up")
+
+    async def run() -> None:
+        await Supervisor(children, grace=settings.gateway.drain + 10).run(stop_on_signals())
+
+    asyncio.run(run())

@@ -1,0 +1,38 @@
+"""`understudy work`: the controller."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def work(
+    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")] = None,
+    watch_fd: Annotated[int | None, typer.Option(help="Stop when this inherited pipe ends.", hidden=True)] = None,
+) -> None:
+    """Run the controller: flywheel runs, rollouts, adapters, scoring. Several may run; a lease makes one active.
+
+    Ctrl-C and SIGTERM stop it in order; so does a kill, for all it does is stored: the next one goes on.
+
+    Example:
+
+        understudy work --config understudy.toml
+    """
+    from flywheel.work import Controller
+    from gateway.config import environment, load_settings
+    from gateway.supervise import stop_on_signals
+    from gateway.telemetry import configure_logging
+    from routing.rules import load
+
+    settings = load_settings(config)
+    load(settings.routing_file, environment())  # wrong at start is told at start; later the last good one stays
+    configure_logging("work")
+
+    async def run() -> None:
+        await Controller(settings, env=environment()).run(stop_on_signals(watch_fd))
+
+    asyncio.run(run())

@@ -1,0 +1,252 @@
+"""Looks at a rollout: scores its pairs, counts its candidate's failures and slow replies, and reads its gates."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Select, case, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from flywheel.cursors import Cursors
+from flywheel.score import score
+from flywheel.tables import scores
+from gateway.logstore import LogStore, Query
+from gateway.records import JSON, Arm, Exchange, MirrorFate, Outcome, Pair
+from routing.evidence import Gate, GateReading, read
+from routing.rollout import Observed, Rollout, State
+from routing.tables import reading, writing
+
+__all__ = ["Look", "MirrorSums", "Observer", "mirror_sums"]
+
+_BATCH = 500
+# Ids sort by the time of the request; a slow reply or a stalled shipper brings an id that is older than those seen.
+# So each look goes back over the last minute, and now and then over the last hour; scoring twice changes nothing.
+_NEAR_LAG = 60.0
+_FAR_LAG = 3600.0
+_FAR_EVERY = 300.0
+_CANDIDATES_FAULT = frozenset({Outcome.UPSTREAM_ERROR, Outcome.UPSTREAM_CUT, Outcome.TIMEOUT})
+_NOT_ASKED = frozenset({Outcome.REFUSED, Outcome.SHED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What was seen of a rollout; `breaker` says that a gateway has turned clients away from its candidate."""
+
+    observed: Observed
+    breaker: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorSums:
+    """A rollout's mirrors: `eligible` is the sum of all others. `pending` ones were sent and are not back yet."""
+
+    eligible: int
+    not_sampled: int
+    over_budget: int
+    shed: int
+    failed: int
+    scored: int
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    id: str
+    exchange_id: str
+    kind: str
+    at: float
+    metrics: JSON
+    reason: str
+
+
+class Observer:
+    """Keeps the scores of the control database in step with the log store. Both are the caller's."""
+
+    def __init__(self, engine: AsyncEngine, log_store: LogStore) -> None:
+        self._engine = engine
+        self._logs = log_store
+        self._cursors = Cursors(engine)
+        self._near: dict[str, str | None] = {}
+        self._far_looked: dict[str, float] = {}
+
+    async def look(self, rollout: Rollout, now: float) -> Look:
+        """Score what is new, then read every gate of the rollout's policy. Errors of the stores pass through."""
+        self._go_back(rollout)
+        await self._score_pairs(rollout, now)
+        breaker = await self._note_served(rollout, now)
+        readings = tuple([await self._reading(rollout.id, gate) for gate in rollout.policy.gates])
+        pairs, exchanges = await self._fresh(rollout)
+        live = rollout.state in (State.CANARY, State.PROMOTED) or rollout.paused_from in (State.CANARY, State.PROMOTED)
+        return Look(observed=Observed(readings=readings, pairs=pairs, exchanges=exchanges), breaker=breaker and live)
+
+    def _go_back(self, rollout: Rollout) -> None:
+        """Every few minutes forget how far the last look came, and take up at the stored cursor, an hour back."""
+        if time.monotonic() - self._far_looked.get(rollout.id, float("-inf")) >= _FAR_EVERY:
+            self._far_looked[rollout.id] = time.monotonic()
+            self._near.pop(f"pairs:{rollout.id}", None)
+            self._near.pop(f"served:{rollout.id}", None)
+
+    async def _score_pairs(self, rollout: Rollout, now: float) -> None:
+        name = f"pairs:{rollout.id}"
+        after = await self._start(name)
+        while True:
+            pairs = await self._logs.pairs(rollout.id, after, _BATCH)
+            back = [pair.mirrored for pair in pairs if pair.mirrored is not None]
+            await self._keep(rollout, [sample_of_pair(pair, str(rollout.candidate)) for pair in pairs if pair.mirrored])
+            await self._advance(name, back, now)
+            if len(pairs) < _BATCH:
+                return
+            after = back[-1].id
+
+    async def _note_served(self, rollout: Rollout, now: float) -> bool:
+        """Note the exchanges that the candidate served or should have; whether one was turned away by a breaker."""
+        name = f"served:{rollout.id}"
+        query = Query(workload=rollout.workload, rollout=rollout.id, kind="live", after=await self._start(name))
+        candidate = str(rollout.candidate)
+        seen: list[Exchange] = []
+        breaker = False
+        async for exchange in self._logs.scan(query):
+            seen.append(exchange)
+            breaker = breaker or exchange.breaker == candidate
+            if len(seen) == _BATCH:
+                await self._take(name, rollout, seen, now)
+                seen = []
+        await self._take(name, rollout, seen, now)
+        return breaker
+
+    async def _take(self, name: str, rollout: Rollout, seen: Sequence[Exchange], now: float) -> None:
+        samples = [sample_of_served(exchange) for exchange in seen]
+        await self._keep(rollout, [sample for sample in samples if sample is not None])
+        await self._advance(name, seen, now)
+
+    async def _start(self, name: str) -> str | None:
+        if name not in self._near:
+            self._near[name] = await self._cursors.get(name)
+        return self._near[name]
+
+    async def _advance(self, name: str, seen: Iterable[Exchange], now: float) -> None:
+        """Move the cursors over the leading exchanges that are old enough for nothing to come in before them."""
+        far: str | None = None
+        settled = True
+        for exchange in seen:
+            settled = settled and exchange.timestamp < now - _NEAR_LAG
+            if not settled:
+                break
+            self._near[name] = exchange.id
+            if exchange.timestamp < now - _FAR_LAG:
+                far = exchange.id
+        if far is not None:
+            await self._cursors.put(name, far)
+
+    async def _keep(self, rollout: Rollout, samples: Sequence[_Sample]) -> None:
+        if not samples:
+            return
+        by_id = {sample.id: sample for sample in samples}
+        known = select(scores.c.id).where(scores.c.id.in_(list(by_id)))
+        async with writing(self._engine) as connection:
+            for old in (await connection.execute(known)).scalars():
+                del by_id[old]
+            if by_id:
+                await connection.execute(insert(scores), [_row(rollout, sample) for sample in by_id.values()])
+
+    async def _reading(self, rollout_id: str, gate: Gate) -> GateReading:
+        async with reading(self._engine) as connection:
+            n, hits = (await connection.execute(_counted(rollout_id, gate))).one()
+        return read(gate, round(hits or 0), n)
+
+    async def _fresh(self, rollout: Rollout) -> tuple[int, int]:
+        """Pairs with a verdict, and exchanges that the candidate was asked to serve, since the step began."""
+        agreed = scores.c.metrics["tool_name"].as_float()
+        query = select(
+            func.count(case((scores.c.kind == "pair", agreed))),
+            func.count(case((scores.c.kind == "served", scores.c.id))),
+        ).where(scores.c.rollout_id == rollout.id, scores.c.at >= rollout.step_started_at)
+        async with reading(self._engine) as connection:
+            pairs, exchanges = (await connection.execute(query)).one()
+        return int(pairs), int(exchanges)
+
+
+def sample_of_pair(pair: Pair, candidate: str) -> _Sample:
+    """A mirror that came back, compared with its original; whichever of the two the candidate gave."""
+    mirrored = pair.mirrored
+    if mirrored is None:
+        raise ValueError(f"exchange {pair.live.id} has no mirror to score")
+    metrics: JSON = {}
+    reason = f"mirror_{mirrored.outcome}" if mirrored.outcome is not Outcome.OK else "same_side"
+    forward = mirrored.model == candidate
+    if forward and mirrored.outcome not in _NOT_ASKED:
+        metrics["failed"] = float(mirrored.outcome is not Outcome.OK)
+        if mirrored.outcome is Outcome.OK:
+            metrics["latency_ms"] = mirrored.latency_ms
+    comparable = forward or (pair.live.arm is Arm.CANDIDATE and mirrored.outcome is Outcome.OK)
+    if comparable and mirrored.outcome not in _NOT_ASKED:
+        reference, reply = (pair.live, mirrored) if forward else (mirrored, pair.live)
+        if reference.outcome is Outcome.OK:
+            found = score(reference.response, reply.response if reply.outcome is Outcome.OK else None)
+            if found.reason != "no_reference":
+                metrics |= found.metrics()
+            reason = found.reason if mirrored.outcome is Outcome.OK else reason
+        elif mirrored.outcome is Outcome.OK:
+            reason = "no_reference"
+    return _Sample(
+        id=mirrored.id, exchange_id=pair.live.id, kind="pair", at=pair.live.timestamp, metrics=metrics, reason=reason
+    )
+
+
+def sample_of_served(exchange: Exchange) -> _Sample | None:
+    """A client's exchange that the candidate served or failed to; None where it was not asked."""
+    fell_back = exchange.arm is not Arm.CANDIDATE and any(a.arm == Arm.CANDIDATE for a in exchange.attempts)
+    if not fell_back and (exchange.arm is not Arm.CANDIDATE or exchange.outcome in _NOT_ASKED):
+        return None
+    metrics: JSON = {"failed": float(fell_back or exchange.outcome in _CANDIDATES_FAULT)}
+    if not fell_back and exchange.outcome is Outcome.OK:
+        metrics["latency_ms"] = exchange.latency_ms
+    reason = "fell_back" if fell_back else exchange.outcome.value
+    return _Sample(
+        id=exchange.id, exchange_id=exchange.id, kind="served", at=exchange.timestamp, metrics=metrics, reason=reason
+    )
+
+
+async def mirror_sums(engine: AsyncEngine, log_store: LogStore, rollout: Rollout) -> MirrorSums:
+    """What became of each chance to mirror a client's exchange of this rollout."""
+    fates: Counter[MirrorFate] = Counter()
+    async for exchange in log_store.scan(Query(workload=rollout.workload, rollout=rollout.id, kind="live")):
+        fates[exchange.mirror] += 1
+    mine = (scores.c.rollout_id == rollout.id) & (scores.c.kind == "pair")
+    query = select(scores.c.reason, func.count()).where(mine).group_by(scores.c.reason)
+    async with reading(engine) as connection:
+        reasons = {reason: count for reason, count in await connection.execute(query)}
+    shed = sum(reasons.get(f"mirror_{outcome}", 0) for outcome in _NOT_ASKED)
+    failed = sum(count for reason, count in reasons.items() if reason.startswith("mirror_")) - shed
+    scored = sum(reasons.values()) - shed - failed
+    return MirrorSums(
+        eligible=fates.total() - fates[MirrorFate.NONE],
+        not_sampled=fates[MirrorFate.NOT_SAMPLED],
+        over_budget=fates[MirrorFate.OVER_BUDGET],
+        shed=fates[MirrorFate.SHED] + shed,
+        failed=failed,
+        scored=scored,
+        pending=fates[MirrorFate.SENT] - shed - failed - scored,
+    )
+
+
+def _row(rollout: Rollout, sample: _Sample) -> JSON:
+    return {
+        "id": sample.id,
+        "exchange_id": sample.exchange_id,
+        "rollout_id": rollout.id,
+        "workload": rollout.workload,
+        "kind": sample.kind,
+        "at": sample.at,
+        "metrics": sample.metrics,
+        "reason": sample.reason,
+    }
+
+
+def _counted(rollout_id: str, gate: Gate) -> Select[tuple[int, float | None]]:
+    """How many samples the gate has, and how many of them are hits, in the sense of routing.evidence.read."""
+    column = {"error_rate": "failed", "latency_p95_ms": "latency_ms"}.get(gate.metric, gate.metric)
+    value = scores.c.metrics[column].as_float()
+    hits = func.sum(case((value > gate.threshold, 1.0), else_=0.0)) if column == "latency_ms" else func.sum(value)
+    return select(func.count(value), hits).where(scores.c.rollout_id == rollout_id)

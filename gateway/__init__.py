@@ -1,0 +1,1 @@
+"""The gateway: passes OpenAI-compatible traffic through untouched and logs it by workload."""

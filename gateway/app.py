@@ -1,0 +1,90 @@
+"""Composition: everything one gateway worker is made of."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from gateway.breaker import Breakers
+from gateway.config import Settings
+from gateway.endpoints import Endpoints
+from gateway.mirror import Mirrors
+from gateway.proxy import Proxy
+from gateway.snapshot import Snapshot
+from gateway.spool import Spool
+from gateway.tasks import Tasks
+from gateway.telemetry import Metrics, exposition
+from gateway.upstream.direct import DirectUpstream
+from routing.store import Rollouts, connect
+
+__all__ = ["build"]
+
+
+def build(settings: Settings, *, shared_metrics: Path | None = None) -> Endpoints:
+    """Wire a worker. Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used."""
+    for folder in (settings.spool_dir, settings.run_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics()
+    engine = connect(settings.database)
+    snapshot = Snapshot(settings, Rollouts(engine), metrics)
+    spool = Spool(settings.spool_dir, settings.spool, metrics)
+    upstream = DirectUpstream()
+    mirrors = Mirrors(upstream=DirectUpstream(), sink=spool, metrics=metrics)
+    proxy = Proxy(
+        upstream=upstream, snapshot=snapshot, breakers=Breakers(), sink=spool, mirrors=mirrors, metrics=metrics
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        tasks = Tasks()
+        tasks.spawn("snapshot", snapshot.run())
+        tasks.spawn("spool", spool.run())
+        yield
+        await mirrors.close(settings.gateway.drain)
+        await tasks.close()
+        await upstream.close()
+        spool.close()
+        await engine.dispose()
+
+    control = _control(snapshot, metrics, shared_metrics, lifespan)
+    return Endpoints(proxy=proxy, spool=spool, control=control, max_body=settings.gateway.max_body)
+
+
+def _control(snapshot: Snapshot, metrics: Metrics, shared: Path | None, lifespan: Any) -> FastAPI:
+    app = FastAPI(title="Understudy", lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The worker runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, Any]:
+        """The worker serves; `problems` names what it does without."""
+        return {"status": "ok", "snapshot": snapshot.table.snapshot, "problems": snapshot.problems}
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Prometheus text."""
+        return Response(exposition(metrics, shared), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The models that routing.yaml names, in OpenAI's shape."""
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": model.upstream}
+            for name, model in snapshot.table.models.items()
+        ]
+        return {"object": "list", "data": data}
+
+    @app.exception_handler(HTTPException)
+    async def in_openai_shape(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        body = {"message": message, "type": "invalid_request_error", "code": "unknown_path", "param": None}
+        return JSONResponse({"error": body}, status_code=error.status_code)
+
+    return app

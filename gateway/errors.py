@@ -1,0 +1,59 @@
+"""Errors of the gateway and of what it shares with the flywheel: what is wrong, where, and what to do about it.
+
+UnderstudyError
+├── ConfigError        a setting, routing file or data file that cannot be used
+├── StoreError         the log store or the control database did not do what was asked
+├── UpstreamError      the upstream gave no usable answer
+│   ├── ConnectError       no connection, nothing was sent
+│   ├── UpstreamTimeout    a deadline passed
+│   └── UpstreamCut        the connection ended inside the reply
+└── RequestRefused     the gateway's own "no", with an HTTP status
+"""
+
+import orjson
+
+
+class UnderstudyError(Exception):
+    """Root of the project's errors: what the CLI prints as one line, without a traceback."""
+
+
+class ConfigError(UnderstudyError):
+    """A setting, routing file or data file that cannot be used."""
+
+
+class StoreError(UnderstudyError):
+    """The log store or the control database did not do what was asked."""
+
+
+class UpstreamError(UnderstudyError):
+    """The upstream gave no usable answer."""
+
+
+class ConnectError(UpstreamError):
+    """No connection to the upstream: nothing was sent."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """A deadline passed while the upstream was to answer."""
+
+
+class UpstreamCut(UpstreamError):
+    """The upstream's connection ended inside its reply."""
+
+
+class RequestRefused(UnderstudyError):
+    """The gateway's own refusal. `status` is the HTTP status, `code` a stable word, `param` the offending field."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str, kind: str = "invalid_request_error", param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.param = param
+
+
+def error_body(message: str, *, kind: str, code: str | None, param: str | None = None) -> bytes:
+    """An error in OpenAI's shape, as bytes."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "code": code, "param": param}})

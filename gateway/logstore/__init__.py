@@ -1,0 +1,57 @@
+"""The log store's Protocol: exchanges and mirrors, written by the shipper, read by the flywheel and the CLI."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from gateway.records import Exchange, Outcome, Pair
+
+__all__ = ["LogCounts", "LogStore", "Query"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which exchanges to read. Ids sort by time: `after` excludes the id itself, and is how a reader goes on.
+
+    `since` and `until` are epoch seconds. `kind` is `live` for clients' exchanges, `mirror` for mirrors.
+    """
+
+    workload: str | None = None
+    client: str | None = None
+    model: str | None = None
+    outcome: Outcome | None = None
+    rollout: str | None = None
+    kind: Literal["live", "mirror", "any"] = "live"
+    since: float | None = None
+    until: float | None = None
+    after: str | None = None
+    newest_first: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCounts:
+    """How many exchanges the store holds, by outcome, and how many mirrors."""
+
+    live: int
+    mirrors: int
+    by_outcome: dict[str, int]
+
+
+class LogStore(Protocol):
+    """Every implementation passes the contract suite in tests/gateway/test_logstore.py."""
+
+    async def append(self, exchanges: Sequence[Exchange]) -> None:
+        """Store a batch. An id that is there already is left as it is, so a batch may be sent again."""
+
+    def scan(self, query: Query) -> AsyncIterator[Exchange]:
+        """The matching exchanges in order of their ids, with constant memory."""
+
+    async def get(self, exchange_id: str) -> Exchange | None: ...
+
+    async def pairs(self, rollout: str, after: str | None, limit: int) -> list[Pair]:
+        """Mirrors that came back for `rollout`, each with its original, by the mirror's id, from `after` on."""
+
+    async def counts(self, workload: str | None = None) -> LogCounts: ...
+
+    async def close(self) -> None: ...

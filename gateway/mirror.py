@@ -1,0 +1,134 @@
+"""Mirrors: copies of sampled requests, sent to a candidate off the client's path, under a cap and a budget."""
+
+import time
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+
+from gateway.assemble import assemble, usage_of
+from gateway.errors import UpstreamError, UpstreamTimeout
+from gateway.ids import new_id
+from gateway.records import Arm, MirrorFate, Outcome
+from gateway.tagging import Fields, Tags, with_model
+from gateway.tasks import Tasks
+from gateway.tee import Inbound, Sink, log_header
+from gateway.telemetry import Metrics
+from gateway.upstream import Upstream, UpstreamRequest
+from routing.policy import Decision
+from routing.targets import MirrorTarget, Price
+
+__all__ = ["Mirrors"]
+
+_DAY: Final = 86_400
+_MAX_REPLY: Final = 16 * 1024 * 1024
+
+
+class Mirrors:
+    """Sends mirrors with a pool of its own. The client's credentials never go with them."""
+
+    def __init__(self, *, upstream: Upstream, sink: Sink, metrics: Metrics) -> None:
+        self._upstream = upstream
+        self._sink = sink
+        self._metrics = metrics
+        self._tasks = Tasks()
+        self._in_flight: dict[str, int] = {}
+        self._spent: dict[tuple[str, int], float] = {}
+
+    def reserve(self, mirror: MirrorTarget) -> MirrorFate:
+        """Decide at once, and hold a place for a mirror that is to be sent."""
+        fate = self._fate(mirror)
+        if fate is MirrorFate.SENT:
+            name = mirror.target.name
+            self._in_flight[name] = self._in_flight.get(name, 0) + 1
+        self._metrics.mirror(fate)
+        return fate
+
+    def launch(self, mirror: MirrorTarget, call: Inbound, fields: Fields, decision: Decision, tags: Tags) -> None:
+        """Send what was reserved, in the background."""
+        copy = replace(call, id=new_id(), timestamp=time.time(), waited=0.0)
+        header = log_header(copy, tags, decision) | {"mirror_of": call.id, "rollout": mirror.rollout}
+        self._tasks.spawn("mirror", self._send(mirror, copy, fields, header))
+
+    async def close(self, seconds: float) -> None:
+        """Let mirrors in flight finish for a while."""
+        await self._tasks.drain(seconds)
+        await self._tasks.close()
+        await self._upstream.close()
+
+    def _fate(self, mirror: MirrorTarget) -> MirrorFate:
+        name = mirror.target.name
+        if not mirror.sampled:
+            return MirrorFate.NOT_SAMPLED
+        budget = mirror.daily_budget_usd
+        if budget is not None and self._spent.get((name, int(time.time() // _DAY)), 0.0) >= budget:
+            return MirrorFate.OVER_BUDGET
+        if self._in_flight.get(name, 0) >= mirror.max_concurrency:
+            return MirrorFate.SHED
+        return MirrorFate.SENT
+
+    async def _send(self, mirror: MirrorTarget, call: Inbound, fields: Fields, header: dict[str, Any]) -> None:
+        """One mirror, from request to log. However it ends, it is in the log and its place is free again."""
+        name, model = mirror.target.name, mirror.target.model
+        body = with_model(call.body, fields, model.model)
+        started = time.perf_counter()
+        received: list[bytes] = []
+        told: dict[str, Any] = {"outcome": Outcome.GATEWAY_KILLED, "status": 0, "stream": False, "error": ""}
+        try:
+            await self._exchange(mirror, call, body, received, told)
+        except UpstreamError as error:
+            late = isinstance(error, UpstreamTimeout)
+            told |= {"outcome": Outcome.TIMEOUT if late else Outcome.UPSTREAM_CUT, "error": str(error)}
+        finally:
+            self._in_flight[name] -= 1
+            price = model.price
+            header |= told | {
+                "model": name,
+                "arm": Arm.MIRROR,
+                "latency_ms": round((time.perf_counter() - started) * 1000, 3),
+                "price": (price.input, price.output),
+            }
+            self._sink.append(header, body, received)
+            self._spend(mirror, received, told["stream"], price)
+
+    async def _exchange(
+        self, mirror: MirrorTarget, call: Inbound, body: bytes, received: list[bytes], told: dict[str, Any]
+    ) -> None:
+        model = mirror.target.model
+        headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+        if model.api_key is not None:
+            headers.append((b"authorization", b"Bearer " + model.api_key.encode()))
+        request = UpstreamRequest(path=call.path.removeprefix("/v1"), headers=headers, body=body)
+        reply = await self._upstream.send(model, request)
+        try:
+            told["status"] = reply.status
+            told["stream"] = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
+            size = 0
+            while chunk := await reply.read():
+                received.append(chunk)
+                size += len(chunk)
+                if size > _MAX_REPLY:
+                    raise UpstreamError(f"the mirror's reply is larger than {_MAX_REPLY} bytes")
+            told["outcome"] = Outcome.OK if reply.status < 400 else Outcome.UPSTREAM_ERROR
+        finally:
+            reply.close()
+
+    def _spend(self, mirror: MirrorTarget, received: list[bytes], stream: bool, price: Price) -> None:
+        if mirror.daily_budget_usd is None or not received:
+            return
+        usage = usage_of(_reply(b"".join(received), stream))
+        if usage is not None:
+            key = (mirror.target.name, int(time.time() // _DAY))
+            cost = (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
+            self._spent = {k: v for k, v in self._spent.items() if k[1] == key[1]}
+            self._spent[key] = self._spent.get(key, 0.0) + cost
+
+
+def _reply(body: bytes, stream: bool) -> dict[str, Any] | None:
+    if stream:
+        return assemble(body)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,257 @@
+"""One call: tag it, choose its target, send it up, relay the reply through the tee. See README.md for the picture."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from gateway.breaker import Breakers
+from gateway.errors import RequestRefused, UpstreamCut, UpstreamError, UpstreamTimeout, error_body
+from gateway.records import Arm, Attempt, Outcome
+from gateway.snapshot import Snapshot
+from gateway.tagging import Fields, Tags, conversation_of, read_fields, tag, tool_names, with_model
+from gateway.tee import Inbound, Mirroring, Sink, Tee, log_header
+from gateway.telemetry import Metrics
+from gateway.upstream import Headers, Reply, Upstream, UpstreamRequest
+from routing.policy import Call, Decision, choose, match
+from routing.targets import RouteTable, Target
+
+__all__ = ["Proxy", "Send", "upstream_path"]
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
+)
+_NOT_UP: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_CREDENTIALS: Final = frozenset((b"authorization", b"cookie", b"x-api-key", b"api-key"))
+_TRY_NEXT: Final = frozenset((408, 429, 500, 502, 503, 504))
+
+
+class Proxy:
+    """Passes calls through. Holds what a worker shares: the pool, the snapshot, the breakers, the spool."""
+
+    def __init__(
+        self,
+        *,
+        upstream: Upstream,
+        snapshot: Snapshot,
+        breakers: Breakers,
+        sink: Sink,
+        mirrors: Mirroring,
+        metrics: Metrics,
+    ) -> None:
+        self._upstream = upstream
+        self._snapshot = snapshot
+        self._breakers = breakers
+        self._sink = sink
+        self._mirrors = mirrors
+        self._metrics = metrics
+
+    async def handle(self, call: Inbound, send: Send) -> None:
+        """Serve one call to its end. Raises RequestRefused when it is not one; anything else becomes a reply."""
+        fields = read_fields(call.body)
+        table = self._snapshot.table
+        tags, decision = self._decide(table, call, fields)
+        tee = Tee(
+            call=call,
+            fields=fields,
+            tags=tags,
+            decision=decision,
+            snapshot=table.snapshot,
+            sink=self._sink,
+            mirrors=self._mirrors,
+            metrics=self._metrics,
+        )
+        try:
+            reply, first = await self._first_byte(call, tee)
+            try:
+                await _relay(reply, first, tee, send)
+            finally:
+                reply.close()
+        except UpstreamError as error:
+            await _give_up(error, tee, send)
+        except asyncio.CancelledError:
+            tee.close(Outcome.CLIENT_GONE if call.gone else Outcome.GATEWAY_KILLED)
+            if not call.gone:
+                raise
+        finally:
+            tee.close(Outcome.GATEWAY_KILLED, "unexpected end")
+
+    def refuse(self, call: Inbound, error: RequestRefused) -> None:
+        """Log a call that the gateway itself turned down."""
+        tags = tag(_lower(call.headers), Fields())
+        header = log_header(call, tags, None) | {
+            "arm": Arm.INCUMBENT,
+            "outcome": Outcome.SHED if error.status == 503 else Outcome.REFUSED,
+            "status": error.status,
+            "latency_ms": round((time.perf_counter() - call.received) * 1000, 3),
+            "config_snapshot": self._snapshot.table.snapshot,
+            "error": str(error),
+        }
+        self._sink.append(header, call.body, ())
+        self._metrics.exchange(header["workload_id"], Arm.INCUMBENT, header["outcome"], 0.0, 0.0)
+
+    def _decide(self, table: RouteTable, call: Inbound, fields: Fields) -> tuple[Tags, Decision]:
+        headers = _lower(call.headers)
+        tags = tag(headers, fields)
+        model = fields.model if isinstance(fields.model, str) else ""
+        route = match(table, headers, tags.metadata, model, tool_names(fields) if table.matchers else ())
+        ramping = (overlay := table.overlays.get(route.workload)) is not None and 0 < overlay.weight < 100
+        conversation = conversation_of(fields) if ramping and not (tags.session or tags.user) else ""
+        subject = Call(
+            workload=route.workload,
+            exchange_id=call.id,
+            session=tags.session,
+            user=tags.user,
+            conversation=conversation,
+        )
+        return tags, choose(table, subject, self._breakers.open_at(call.received))
+
+    async def _first_byte(self, call: Inbound, tee: Tee) -> tuple[Reply, bytes]:
+        """A reply and its first bytes: from the decision's target, or from the first fallback that has them.
+
+        Nothing has gone to the client yet, so a failure here is not seen. Raises the last target's UpstreamError.
+        """
+        decision = tee.decision
+        targets = (decision.target, *decision.fallbacks)
+        for position, target in enumerate(targets):
+            arm = Arm(decision.arm) if position == 0 else Arm.INCUMBENT
+            last = position == len(targets) - 1
+            started = time.perf_counter()
+            try:
+                reply, first = await self._try(call, tee.fields, target, arm)
+            except UpstreamError as error:
+                tee.target, tee.arm = target, arm
+                tee.attempts.append(_attempt(target, arm, str(error), started))
+                self._failed(tee, target, arm)
+                if last:
+                    raise
+                continue
+            finally:
+                call.waited += time.perf_counter() - started
+            worth_another = reply.status in _TRY_NEXT or (arm is Arm.CANDIDATE and reply.status >= 400)
+            if worth_another and not last:
+                reply.close()
+                tee.attempts.append(_attempt(target, arm, f"status {reply.status}", started))
+                if reply.status >= 500:
+                    self._failed(tee, target, arm)
+                continue
+            self._settle(tee, target, arm, reply.status)
+            tee.head(target, arm, reply.status, reply.headers)
+            return reply, first
+        raise UpstreamError("no target")  # a decision always has one
+
+    async def _try(self, call: Inbound, fields: Fields, target: Target, arm: Arm) -> tuple[Reply, bytes]:
+        own = arm is Arm.INCUMBENT and target.ref.adapter is None
+        request = UpstreamRequest(
+            path=upstream_path(call.path, call.query),
+            headers=_headers_up(call.headers, target.model.api_key, keep_credentials=own),
+            body=with_model(call.body, fields, target.model.model),
+        )
+        reply = await self._upstream.send(target.model, request)
+        try:
+            return reply, await reply.read()
+        except BaseException:
+            reply.close()
+            raise
+
+    def _settle(self, tee: Tee, target: Target, arm: Arm, status: int) -> None:
+        """A candidate's 4xx is its fault only where another target then served the same request."""
+        if status >= 400:
+            return
+        if arm is Arm.CANDIDATE:
+            self._breakers.succeeded(target.name)
+        elif tee.attempts and tee.attempts[0].error.startswith("status 4"):
+            self._failed(tee, tee.decision.target, Arm(tee.decision.arm))
+
+    def _failed(self, tee: Tee, target: Target, arm: Arm) -> None:
+        if arm is Arm.CANDIDATE and self._breakers.failed(target.name, tee.decision.route.breaker, time.perf_counter()):
+            self._metrics.breaker_opened(target.name)
+
+
+async def _relay(reply: Reply, chunk: bytes, tee: Tee, send: Send) -> None:
+    """Pass the reply on, byte for byte. The exchange is in the spool before the last byte is handed over."""
+    call = tee.call
+    await send({"type": "http.response.start", "status": reply.status, "headers": _headers_down(reply.headers, tee)})
+    while True:
+        at_end = tee.feed(chunk) if chunk else False
+        if at_end or reply.complete:
+            tee.close(_outcome(reply.status))
+        if reply.complete:
+            call.finished = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": False})
+            return
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        started = time.perf_counter()
+        try:
+            chunk = await reply.read()
+        finally:
+            call.waited += time.perf_counter() - started
+
+
+async def _give_up(error: UpstreamError, tee: Tee, send: Send) -> None:
+    """No target answered: an error in OpenAI's shape; after the reply has begun, a stream that ends as broken."""
+    if tee.status:
+        tee.close(Outcome.TIMEOUT if isinstance(error, UpstreamTimeout) else Outcome.UPSTREAM_CUT, str(error))
+        tee.call.finished = True
+        return
+    late = isinstance(error, UpstreamTimeout)
+    status = 504 if late else 502
+    outcome = Outcome.TIMEOUT if late else Outcome.UPSTREAM_CUT if isinstance(error, UpstreamCut) else None
+    body = error_body(
+        f"the upstream did not answer: {error}", kind="upstream_error", code="timeout" if late else "unreachable"
+    )
+    tee.status = status
+    tee.feed(body)
+    tee.close(outcome or Outcome.UPSTREAM_ERROR, str(error))
+    tee.call.finished = True
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *_own_headers(tee)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def upstream_path(path: str, query: str) -> str:
+    """The path below a base URL that ends in `/v1`."""
+    below = path.removeprefix("/v1")
+    return f"{below}?{query}" if query else below
+
+
+def _outcome(status: int) -> Outcome:
+    return Outcome.OK if status < 400 else Outcome.UPSTREAM_ERROR
+
+
+def _attempt(target: Target, arm: Arm, error: str, started: float) -> Attempt:
+    return Attempt(model=target.name, arm=arm, error=error, latency_ms=round((time.perf_counter() - started) * 1000, 3))
+
+
+def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool) -> Headers:
+    kept = [
+        (name, value)
+        for name, value in headers
+        if name not in _NOT_UP and ((keep_credentials and api_key is None) or name not in _CREDENTIALS)
+    ]
+    if api_key is not None:
+        kept.append((b"authorization", b"Bearer " + api_key.encode()))
+    return kept
+
+
+def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:
+    kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
+    return kept + _own_headers(tee)
+
+
+def _own_headers(tee: Tee) -> list[tuple[bytes, bytes]]:
+    call = tee.call
+    overhead = time.perf_counter() - call.received - call.waited
+    return [
+        (b"x-understudy-exchange-id", call.id.encode()),
+        (b"x-understudy-model", (tee.target.name if tee.target else "").encode()),
+        (b"x-understudy-arm", tee.arm.encode()),
+        (b"x-understudy-overhead-ms", b"%.3f" % (overhead * 1000)),
+    ]
+
+
+def _lower(headers: Headers) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}

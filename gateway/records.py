@@ -1,0 +1,101 @@
+"""Exchange, Usage, Outcome, Pair: the frozen values that the gateway writes and the flywheel reads. The contract."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+JSON = dict[str, Any]
+
+
+class Outcome(StrEnum):
+    """How an exchange ended."""
+
+    OK = "ok"  # the upstream's reply was complete, with a status below 400
+    UPSTREAM_ERROR = "upstream_error"  # a status of 400 or more, or no connection and no fallback left
+    UPSTREAM_CUT = "upstream_cut"  # the upstream went away in the middle of its reply
+    CLIENT_GONE = "client_gone"  # the client left before the reply's end
+    TIMEOUT = "timeout"  # a deadline passed
+    REFUSED = "refused"  # the gateway itself said no: bad request, too large, not allowed
+    SHED = "shed"  # the gateway was out of room
+    GATEWAY_KILLED = "gateway_killed"  # the gateway was stopped before the reply's end
+
+
+class Arm(StrEnum):
+    """Which side of a rollout served an exchange; MIRROR marks a mirror's own exchange."""
+
+    INCUMBENT = "incumbent"
+    CANDIDATE = "candidate"
+    MIRROR = "mirror"
+
+
+class MirrorFate(StrEnum):
+    """What became of a chance to be mirrored. Eligible are all but NONE; a SENT one ends scored or failed."""
+
+    NONE = "none"
+    NOT_SAMPLED = "not_sampled"
+    OVER_BUDGET = "over_budget"
+    SHED = "shed"
+    SENT = "sent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens, as the upstream counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A call that failed before another target took over: the target's name, its arm, and what went wrong."""
+
+    model: str
+    arm: str
+    error: str
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One request through the gateway and its reply, or one mirror of such a request (`mirror_of` names the original).
+
+    `timestamp` is in epoch seconds; `latency_ms` runs from the request's last byte to the reply's last, `ttft_ms` to
+    the first byte of the reply's body. `model` is the routing table's name, with `:adapter` behind it where one
+    served. `request` and `response` are the JSON bodies; a streamed reply is assembled into the one that a call
+    without streaming would have had. `breaker` is the candidate whose open breaker turned this exchange away from it.
+    """
+
+    id: str
+    timestamp: float
+    workload_id: str
+    client_id: str = ""
+    session_id: str = ""
+    model: str = ""
+    arm: Arm = Arm.INCUMBENT
+    outcome: Outcome = Outcome.OK
+    status: int = 0
+    path: str = "/v1/chat/completions"
+    stream: bool = False
+    latency_ms: float = 0.0
+    ttft_ms: float | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    config_snapshot: str = ""
+    rollout: str = ""
+    trace_id: str = ""
+    error: str = ""
+    mirror: MirrorFate = MirrorFate.NONE
+    mirror_of: str = ""
+    breaker: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    request: JSON | None = None
+    response: JSON | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """An exchange and its mirror: two replies to one request. `mirrored` is None when the mirror never came back."""
+
+    live: Exchange
+    mirrored: Exchange | None

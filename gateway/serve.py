@@ -1,0 +1,109 @@
+"""The gateway's parent process: opens the socket, keeps workers and the shipper running, and says what is missing."""
+
+import asyncio
+import ipaddress
+import os
+import shutil
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import structlog
+
+from gateway.config import Settings, environment
+from gateway.errors import ConfigError
+from gateway.supervise import Child, Supervisor, python, stop_on_signals
+from routing.rules import load
+from routing.targets import Model
+
+__all__ = ["serve"]
+
+log = structlog.get_logger(__name__)
+
+_BIND_PATIENCE = 10.0  # a killed gateway's workers need a moment to let the port go
+
+
+async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int | None = None) -> None:
+    """Serve until stopped. Raises ConfigError or RulesError before anything is started."""
+    rules = load(settings.routing_file, environment())
+    stop = stop_on_signals(watch_fd)
+    listener = await _listen(settings)
+    host, port = listener.getsockname()[:2]
+    metrics = settings.run_dir / "metrics"
+    shutil.rmtree(metrics, ignore_errors=True)
+    metrics.mkdir(parents=True)
+    options = ["--config", str(config)] if config else []
+    env = dict(environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+    workers = [
+        Child(
+            name=f"worker {number}",
+            argv=python("gateway.worker", "--fd", str(listener.fileno()), "--metrics", str(metrics), *options),
+            pass_fds=(listener.fileno(),),
+            env=env,
+        )
+        for number in range(settings.gateway.workers)
+    ]
+    shipper = Child(name="shipper", argv=python("gateway.ship", *options), env=env)
+    log.info("gateway", url=f"http://{host}:{port}/v1", workers=len(workers), pid=os.getpid())
+    check = asyncio.get_running_loop().create_task(_say_what_is_missing(list(rules.table.models.values())))
+    try:
+        await _run(workers, shipper, stop, settings.gateway.drain + 5)
+    finally:
+        check.cancel()
+        listener.close()
+
+
+async def _run(workers: list[Child], shipper: Child, stop: asyncio.Event, grace: float) -> None:
+    """The shipper ends after the workers, so that it ships what they spooled last."""
+    drained = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Supervisor([shipper]).run(drained))
+        await Supervisor(workers, grace=grace).run(stop)
+        drained.set()
+
+
+async def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.gateway.host, settings.gateway.port
+    if not settings.gateway.open_to_network and not _is_loopback(host):
+        raise ConfigError(
+            f"gateway.host {host} is open to the network, where anybody could use your upstreams: "
+            "put something that authenticates in front and set gateway.open_to_network = true"
+        )
+    deadline = asyncio.get_running_loop().time() + _BIND_PATIENCE
+    while True:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(2048)
+        except OSError as error:
+            listener.close()
+            if asyncio.get_running_loop().time() > deadline:
+                raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; set gateway.port") from error
+            await asyncio.sleep(0.2)
+        else:
+            listener.set_inheritable(True)
+            return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _say_what_is_missing(models: list[Model]) -> None:
+    """A dead upstream is told at start, and stops nothing."""
+    for model in models:
+        parts = urlsplit(model.base_url)
+        try:
+            async with asyncio.timeout(2):
+                _, writer = await asyncio.open_connection(
+                    parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+                )
+            writer.close()
+        except (OSError, TimeoutError) as error:
+            log.warning(
+                "upstream cannot be reached", model=model.name, url=model.base_url, error=str(error) or "timeout"
+            )

@@ -1,0 +1,146 @@
+"""Reads from one call what routing and the log need: model, stream, tools, workload, client, session. Pure."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+
+from gateway.errors import RequestRefused
+
+__all__ = ["Fields", "Tags", "conversation_of", "read_fields", "tag", "tool_names", "with_model"]
+
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*"|null)')
+_MAX_TAG: Final = 256
+
+
+class Fields(msgspec.Struct):
+    """The fields of a request body that the gateway reads; what it does not read stays bytes."""
+
+    model: Any = None
+    stream: Any = None
+    metadata: Any = None
+    user: Any = None
+    tools: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+class _Function(msgspec.Struct):
+    name: str = ""
+
+
+class _Tool(msgspec.Struct):
+    function: _Function = msgspec.field(default_factory=_Function)
+    name: str = ""
+
+
+_fields = msgspec.json.Decoder(Fields)
+_tools = msgspec.json.Decoder(list[_Tool])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """Who sent a call and what it belongs to; "" where nothing says so."""
+
+    workload: str
+    client: str
+    session: str
+    user: str
+    metadata: Mapping[str, str]
+
+
+def read_fields(body: bytes) -> Fields:
+    """Parse a request body once. Raises RequestRefused (400) when it is not a JSON object."""
+    try:
+        return _fields.decode(body)
+    except msgspec.ValidationError as error:
+        raise RequestRefused(400, "the request body must be a JSON object", code="invalid_json") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestRefused(400, f"the request body is not JSON: {error}", code="invalid_json") from error
+
+
+def tool_names(fields: Fields) -> tuple[str, ...]:
+    """The names of the request's tools, sorted; nothing where `tools` has a shape of its own."""
+    raw = bytes(fields.tools)
+    if not raw:
+        return ()
+    try:
+        tools = _tools.decode(raw)
+    except (msgspec.ValidationError, RecursionError):
+        return ()
+    return tuple(sorted(tool.function.name or tool.name for tool in tools))
+
+
+def tag(headers: Mapping[str, str], fields: Fields) -> Tags:
+    """Headers win over body metadata. `headers` has lower-case names."""
+    given = fields.metadata
+    metadata = {k: v for k, v in given.items() if isinstance(v, str)} if isinstance(given, dict) else {}
+    return Tags(
+        workload=_clean(headers.get("x-workload-id") or metadata.get("workload_id")),
+        client=_clean(headers.get("x-client-id") or metadata.get("client_id")),
+        session=_clean(headers.get("x-session-id") or metadata.get("session_id")),
+        user=_clean(fields.user),
+        metadata=metadata,
+    )
+
+
+def conversation_of(fields: Fields) -> str:
+    """A digest of the conversation's first messages, up to the first one of the user; "" where there is none."""
+    try:
+        messages = msgspec.json.decode(bytes(fields.messages) or b"[]")
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+    first = list(_until_user(messages)) if isinstance(messages, list) else []
+    return sha256(msgspec.json.encode(first)).hexdigest()[:32] if first else ""
+
+
+def with_model(body: bytes, fields: Fields, name: str) -> bytes:
+    """The same bytes with another value of the top-level `model`."""
+    if fields.model == name or not isinstance(fields.model, str | None):
+        return body  # a model that is no text is the upstream's to refuse
+    value = msgspec.json.encode(name)
+    span = _first_key_model(body) or _top_level_model(body)
+    if span is None and fields.model is not None:  # its key is written with escapes: only a rewrite finds it
+        return msgspec.json.encode(msgspec.json.decode(body) | {"model": name})
+    if span is None:
+        start = body.index(b"{") + 1
+        comma = b"" if body[start:].lstrip().startswith(b"}") else b","
+        return body[:start] + b'"model":' + value + comma + body[start:]
+    return body[: span[0]] + value + body[span[1] :]
+
+
+def _first_key_model(body: bytes) -> tuple[int, int] | None:
+    """The quick way for most bodies: one `model` key, before anything is nested."""
+    found = _MODEL.search(body)
+    if found is None or body.count(b'"model"') != 1:
+        return None
+    before = body[: found.start()]
+    return found.span(1) if before.count(b"{") == 1 and b"[" not in before else None
+
+
+def _top_level_model(body: bytes) -> tuple[int, int] | None:
+    """Where the last top-level `model` value stands: what a JSON parser takes when a key is given twice."""
+    depth, span = 0, None
+    for token in _TOKEN.finditer(body):
+        text = token.group()
+        if text in (b"{", b"["):
+            depth += 1
+        elif text in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and text == b'"model"' and (match := _MODEL.match(body, token.start())):
+            span = match.span(1)
+    return span
+
+
+def _until_user(messages: Iterable[Any]) -> Iterable[Any]:
+    for message in messages:
+        yield message
+        if isinstance(message, dict) and message.get("role") == "user":
+            return
+
+
+def _clean(value: Any) -> str:
+    return value[:_MAX_TAG] if isinstance(value, str) else ""

@@ -1,0 +1,44 @@
+"""The one owner of background tasks: each has a name, is kept referenced, and its failure is logged."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+__all__ = ["Tasks"]
+
+log = structlog.get_logger(__name__)
+
+
+class Tasks:
+    """Tasks that live as long as their owner. `close` cancels what still runs and waits for it."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, name: str, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start `coro` now. Needs a running loop."""
+        task = asyncio.get_running_loop().create_task(coro, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    async def drain(self, seconds: float) -> int:
+        """Wait up to `seconds` for what runs; returns how many tasks were still running."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=seconds)
+        return len(self._running)
+
+    async def close(self) -> None:
+        """Cancel what runs and wait until it is gone."""
+        running = set(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", task=task.get_name(), exc_info=error)

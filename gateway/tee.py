@@ -1,0 +1,148 @@
+"""The tee: sees a reply's bytes as they pass, and puts the whole exchange into the spool before the reply's end."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Protocol
+
+from gateway.records import Arm, Attempt, MirrorFate, Outcome
+from gateway.tagging import Fields, Tags
+from gateway.telemetry import Metrics
+from routing.policy import Decision
+from routing.targets import MirrorTarget, Target
+
+__all__ = ["Inbound", "Mirroring", "Sink", "Tee", "log_header"]
+
+_END_MARKS: Final = (b"data: [DONE]", b"data:[DONE]", b'"type":"response.completed"')
+_CARRY: Final = 32
+DEFAULT: Final = "default"
+
+
+@dataclass(slots=True, kw_only=True)
+class Inbound:
+    """One call as it came in. Times are seconds of time.perf_counter, but for `timestamp` (epoch)."""
+
+    id: str
+    timestamp: float
+    received: float
+    path: str
+    query: str
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    waited: float = 0.0  # spent waiting for upstreams
+    finished: bool = False
+    gone: bool = False
+
+
+class Sink(Protocol):
+    """Where an exchange goes: gateway.spool.Spool."""
+
+    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> bool: ...
+
+
+class Mirroring(Protocol):
+    """Sends copies: gateway.mirror.Mirrors. `reserve` decides at once, `launch` sends what was reserved."""
+
+    def reserve(self, mirror: MirrorTarget) -> MirrorFate: ...
+
+    def launch(self, mirror: MirrorTarget, call: Inbound, fields: Fields, decision: Decision, tags: Tags) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Tee:
+    """One exchange in the making. `close` is synchronous and takes effect once, however the reply ends."""
+
+    call: Inbound
+    fields: Fields
+    tags: Tags
+    decision: Decision
+    snapshot: str
+    sink: Sink
+    mirrors: Mirroring
+    metrics: Metrics
+    target: Target | None = None
+    arm: Arm = Arm.INCUMBENT
+    status: int = 0
+    encoding: str = ""
+    stream: bool = False
+    attempts: list[Attempt] = field(default_factory=list)
+    _chunks: list[bytes] = field(default_factory=list)
+    _tail: bytes = b""
+    _first: float = 0.0
+    _closed: bool = False
+
+    def head(self, target: Target, arm: Arm, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """The reply's head is here, from `target`."""
+        self.target, self.arm, self.status = target, arm, status
+        for name, value in headers:
+            if name == b"content-encoding":
+                self.encoding = value.decode("latin-1").strip().lower()
+            elif name == b"content-type":
+                self.stream = value.startswith(b"text/event-stream")
+
+    def feed(self, chunk: bytes) -> bool:
+        """Keep a chunk. True when it holds the end of the stream, so that the exchange must be logged before it."""
+        if not self._first:
+            self._first = time.perf_counter()
+        if self._closed:
+            return False
+        self._chunks.append(chunk)
+        if not self.stream or self.encoding:
+            return False
+        window = self._tail + chunk
+        self._tail = window[-_CARRY:]
+        return any(mark in window for mark in _END_MARKS)
+
+    def close(self, outcome: Outcome, error: str = "") -> None:
+        """Log the exchange, then send its mirrors. Later calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        now = time.perf_counter()
+        own = self.target is None or self.target is self.decision.target
+        wanted = self.decision.mirrors if outcome is Outcome.OK and own else ()
+        fates = [(mirror, self.mirrors.reserve(mirror)) for mirror in wanted]
+        header = self._header(outcome, error, now)
+        header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
+        self.sink.append(header, self.call.body, self._chunks)
+        self._chunks = []
+        for mirror, fate in fates:
+            if fate is MirrorFate.SENT:
+                self.mirrors.launch(mirror, self.call, self.fields, self.decision, self.tags)
+        latency = now - self.call.received
+        self.metrics.exchange(header["workload_id"], self.arm, outcome, latency, latency - self.call.waited)
+
+    def _header(self, outcome: Outcome, error: str, now: float) -> dict[str, Any]:
+        call, decision, target = self.call, self.decision, self.target
+        return log_header(call, self.tags, decision) | {
+            "model": target.name if target else "",
+            "arm": self.arm,
+            "outcome": outcome,
+            "status": self.status,
+            "stream": self.stream,
+            "latency_ms": round((now - call.received) * 1000, 3),
+            "ttft_ms": round((self._first - call.received) * 1000, 3) if self._first else None,
+            "config_snapshot": self.snapshot,
+            "rollout": decision.rollout,
+            "error": error,
+            "breaker": decision.breaker,
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "encoding": self.encoding,
+            "price": (target.model.price.input, target.model.price.output) if target else (0.0, 0.0),
+        }
+
+
+def log_header(call: Inbound, tags: Tags, decision: Decision | None) -> dict[str, Any]:
+    """What the log keeps of a call, whatever becomes of it.
+
+    A call that names a workload which routing.yaml does not have yet takes the default route under its own name.
+    """
+    routed = decision.route.workload if decision else DEFAULT
+    return {
+        "id": call.id,
+        "timestamp": call.timestamp,
+        "workload_id": routed if routed != DEFAULT else tags.workload or DEFAULT,
+        "client_id": tags.client,
+        "session_id": tags.session,
+        "path": call.path,
+    }

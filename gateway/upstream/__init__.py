@@ -1,0 +1,45 @@
+"""The upstream's Protocol: send one request's bytes to a model, read the reply's bytes as they come."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from routing.targets import Model
+
+__all__ = ["Headers", "Reply", "Upstream", "UpstreamRequest"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRequest:
+    """What goes up: `path` is below the model's base URL (`/chat/completions`), `headers` are filtered already."""
+
+    method: str = "POST"
+    path: str
+    headers: Headers
+    body: bytes
+
+
+class Reply(Protocol):
+    """A reply whose head has come. `complete` turns true with the last byte of the body.
+
+    `read` gives the next bytes, and b"" at the end; it raises UpstreamCut or UpstreamTimeout. `close` gives the
+    connection back, or drops it when the reply is not complete; it may be called at any time, more than once.
+    """
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    complete: bool
+
+    async def read(self) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """Sends a request to a model. Raises ConnectError, UpstreamTimeout or UpstreamCut."""
+
+    async def send(self, model: Model, request: UpstreamRequest) -> Reply: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,326 @@
+"""The pass-through upstream: HTTP/1.1 on asyncio protocols, with a keep-alive pool of our own."""
+
+import asyncio
+import ssl
+from collections import deque
+from functools import lru_cache
+from typing import Final
+from urllib.parse import urlsplit
+
+import httptools
+
+from gateway.errors import ConnectError, UpstreamCut, UpstreamError, UpstreamTimeout
+from gateway.upstream import UpstreamRequest
+from routing.targets import Model, Timeouts
+
+__all__ = ["DirectUpstream"]
+
+IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
+HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
+MAX_IDLE: Final = 256
+
+Origin = tuple[str, str, int]
+
+
+class DirectUpstream:
+    """A pool of connections by origin. One event loop, no locks."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._tls = _LazyTls()
+
+    async def send(self, model: Model, request: UpstreamRequest) -> "DirectReply":
+        """Send and wait for the reply's head.
+
+        A kept connection that turns out to be closed before any byte of the reply is replaced once by a fresh one.
+        """
+        origin, prefix, host = _target(model.base_url)
+        data = _serialise(request, prefix, host)
+        connection = self._take(origin)
+        if connection is not None:
+            try:
+                return await connection.exchange(data, model.timeouts)
+            except _Stale:
+                pass
+        connection = await self._connect(origin, model.timeouts.connect)
+        try:
+            return await connection.exchange(data, model.timeouts)
+        except _Stale as error:
+            raise UpstreamCut(f"{model.name}: the upstream closed the connection without a reply") from error
+
+    async def close(self) -> None:
+        """Drop the idle connections."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.drop()
+        self._idle.clear()
+
+    def keep(self, connection: "_Connection") -> None:
+        """Take back a connection whose reply is complete."""
+        idle = self._idle.setdefault(connection.origin, deque())
+        if len(idle) >= MAX_IDLE:
+            connection.drop()
+            return
+        connection.idle_since = connection.loop.time()
+        idle.append(connection)
+
+    def _take(self, origin: Origin) -> "_Connection | None":
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.usable():
+                return connection
+            connection.drop()
+        return None
+
+    async def _connect(self, origin: Origin, seconds: float) -> "_Connection":
+        scheme, host, port = origin
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self, loop, origin),
+                    host,
+                    port,
+                    ssl=self._tls.context if scheme == "https" else None,
+                )
+        except TimeoutError as error:
+            raise ConnectError(f"{scheme}://{host}:{port}: no connection within {seconds:g} s") from error
+        except OSError as error:
+            raise ConnectError(f"{scheme}://{host}:{port}: {error.strerror or error}") from error
+        return connection
+
+
+class DirectReply:
+    """The reply on one connection; see gateway.upstream.Reply."""
+
+    __slots__ = ("_connection", "complete", "headers", "status")
+
+    def __init__(self, connection: "_Connection", status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._connection: _Connection | None = connection
+        self.status = status
+        self.headers = headers
+        self.complete = False
+
+    async def read(self) -> bytes:
+        """The next bytes of the body; b"" at the end."""
+        if self._connection is None:
+            return b""
+        return await self._connection.read()
+
+    def close(self) -> None:
+        """Give the connection back, or drop it if the reply is not complete."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.release()
+
+
+class _Stale(UpstreamError):
+    """The connection ended before the first byte of a reply."""
+
+
+class _LazyTls:
+    """Builds the TLS context when the first https upstream is called: it costs 20 ms and most first days need none."""
+
+    def __init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context()
+        return self._context
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: parses replies with httptools and hands their bytes to whoever waits."""
+
+    def __init__(self, pool: DirectUpstream, loop: asyncio.AbstractEventLoop, origin: Origin) -> None:
+        self.pool = pool
+        self.loop = loop
+        self.origin = origin
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._reply: DirectReply | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._buffer = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: UpstreamError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timeouts = Timeouts()
+        self._started = 0.0
+        self._paused = False
+        self._until_close = False
+        self._body_begun = False
+        self._reusable = True
+
+    # -- called by the pool and the reply
+
+    def usable(self) -> bool:
+        transport = self._transport
+        if transport is None or transport.is_closing() or not self._reusable:
+            return False
+        return self.loop.time() - self.idle_since < IDLE_SECONDS
+
+    async def exchange(self, data: list[bytes], timeouts: Timeouts) -> DirectReply:
+        """Write a request, wait for the head of its reply. Raises _Stale, UpstreamTimeout, UpstreamCut."""
+        if self._transport is None or self._transport.is_closing():
+            raise _Stale("closed")
+        self._reply, self._error, self._headers, self._body_begun = None, None, [], False
+        self._timeouts, self._started = timeouts, self.loop.time()
+        self._timer = self.loop.call_later(timeouts.first_token, self._expire, "first token", timeouts.first_token)
+        try:
+            self._transport.writelines(data)
+            while self._reply is None:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+        except BaseException:
+            self.drop()
+            raise
+        return self._reply
+
+    async def read(self) -> bytes:
+        while not self._buffer:
+            if self._reply is None or self._reply.complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        chunk = bytes(self._buffer)
+        self._buffer.clear()
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    def release(self) -> None:
+        self._stop_timer()
+        reply, self._reply = self._reply, None
+        if reply is not None and reply.complete and self._reusable and not self._paused:
+            self._buffer.clear()
+            self.pool.keep(self)
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        self._stop_timer()
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # a socket's transport is always a Transport
+
+    def data_received(self, data: bytes) -> None:
+        if (self._reply is None and self._timer is None) or (self._reply is not None and self._reply.complete):
+            self._reusable = False  # bytes that no request asked for: nothing on this connection can be trusted
+            self.drop()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._reusable = False
+            self._fail(UpstreamCut(f"{self._name}: not HTTP/1.1: {error}"))
+        if len(self._buffer) > HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reusable = False
+        if self._reply is not None and not self._reply.complete:
+            if self._until_close and exc is None:
+                self._reply.complete = True
+            else:
+                self._fail(UpstreamCut(f"{self._name}: the connection ended inside the reply"))
+        elif self._reply is None and self._error is None:
+            self._error = _Stale("closed")
+        self._wake()
+
+    # -- httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        self._until_close = not framed and status not in (204, 304)
+        self._reply = DirectReply(self, status, self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._body_begun:
+            self._body_begun = True
+            self._arm_total()
+        self._buffer += body
+
+    def on_message_complete(self) -> None:
+        if self._reply is None:  # an interim 1xx answer: the real one follows on the same parser
+            self._headers = []
+            return
+        self._reply.complete = True
+        self._reusable = self._reusable and self._parser.should_keep_alive() and not self._until_close
+        self._stop_timer()
+
+    # -- inside
+
+    @property
+    def _name(self) -> str:
+        scheme, host, port = self.origin
+        return f"{scheme}://{host}:{port}"
+
+    async def _wait(self) -> None:
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: UpstreamError) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    def _arm_total(self) -> None:
+        """The first byte of the body is here: from now on the deadline is the one for the whole reply."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        total = self._timeouts.total
+        self._timer = self.loop.call_at(self._started + total, self._expire, "total", total)
+
+    def _expire(self, what: str, seconds: float) -> None:
+        self._timer = None
+        self._reusable = False
+        self._fail(UpstreamTimeout(f"{self._name}: {what} deadline of {seconds:g} s passed"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+@lru_cache(maxsize=1024)
+def _target(base_url: str) -> tuple[Origin, str, str]:
+    """(origin, path prefix, Host header) of a base URL."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return (parts.scheme, host, port), parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+
+
+def _serialise(request: UpstreamRequest, prefix: str, host: str) -> list[bytes]:
+    head = [f"{request.method} {prefix}{request.path} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")]
+    for name, value in request.headers:
+        head += (name, b": ", value, b"\r\n")
+    head.append(b"content-length: %d\r\n\r\n" % len(request.body))
+    return [b"".join(head), request.body]

@@ -1,0 +1,58 @@
+"""One gateway worker: serves the application on a socket that its parent opened.
+
+python -m gateway.worker --fd N [--config FILE] [--watch-fd N] [--metrics DIR]
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from gateway.app import build
+from gateway.config import load_settings
+from gateway.supervise import watch_parent
+from gateway.telemetry import configure_logging
+
+__all__ = ["main"]
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    settings = load_settings(arguments.config)
+    application = build(settings, shared_metrics=arguments.metrics)
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=int(settings.gateway.drain),
+    )
+    server = uvicorn.Server(config)
+    if arguments.watch_fd is not None:
+        watch_parent(asyncio.get_running_loop(), arguments.watch_fd, lambda: setattr(server, "should_exit", True))
+    listener = socket.socket(fileno=arguments.fd)
+    listener.setblocking(False)
+    await server.serve(sockets=[listener])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until stopped; exit 0."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.worker", description="Serve one gateway worker.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--watch-fd", type=int)
+    parser.add_argument("--metrics", type=Path)
+    arguments = parser.parse_args(argv)
+    configure_logging(f"gateway {os.getpid()}")
+    uvloop.run(_serve(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,143 @@
+"""Which target serves a call: match(table, request) -> Route and choose(table, call) -> Decision. Pure."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Literal
+
+from routing.targets import Match, MirrorTarget, Plan, Route, RouteTable, Target
+
+__all__ = ["Call", "Decision", "choose", "match", "share_of"]
+
+ServingArm = Literal["incumbent", "candidate"]
+_TWO_64 = 2.0**64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a decision needs to know of a request. Sticky keys are "" where the request has none."""
+
+    workload: str
+    exchange_id: str
+    session: str = ""
+    user: str = ""
+    conversation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Where a call goes, and why.
+
+    `fallbacks` are to be tried in order, before the first byte of a reply only. `mirrors` holds every mirror that the
+    exchange is eligible for; those with `sampled` are to be sent a copy. `rollout` is the overlay's rollout or "".
+    `breaker` names the candidate that this call was turned away from by its open breaker, or is "".
+    """
+
+    route: Route
+    target: Target
+    arm: ServingArm
+    fallbacks: tuple[Target, ...]
+    mirrors: tuple[MirrorTarget, ...]
+    reason: str
+    rollout: str = ""
+    breaker: str = ""
+
+
+def share_of(text: str) -> float:
+    """A number in [0, 1) that `text` always gets: the first 8 bytes of its SHA-256 over 2^64."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8]) / _TWO_64
+
+
+def match(
+    table: RouteTable,
+    headers: Mapping[str, str],
+    metadata: Mapping[str, str],
+    model: str,
+    tools: tuple[str, ...],
+) -> Route:
+    """The route of a request: the workload that it names, else the first rule that holds, else the default.
+
+    `headers` has lower-case names; `model` and `tools` are what the request's body asks for. A name that no workload
+    has is passed over: an app that is tagged before its workload is written down is served all the same.
+    """
+    for name in (headers.get("x-workload-id"), metadata.get("workload_id")):
+        if name and name in table.plans:
+            return table.plans[name].route
+    for route in table.matchers:
+        if _holds(route.match, headers, metadata, model, tools):
+            return route
+    return table.default
+
+
+def _holds(
+    rule: Match, headers: Mapping[str, str], metadata: Mapping[str, str], model: str, tools: tuple[str, ...]
+) -> bool:
+    for name, value in rule.headers:  # loops, not all(): this runs for each rule of the file on each untagged call
+        if headers.get(name) != value:
+            return False
+    for name, value in rule.metadata:
+        if metadata.get(name) != value:
+            return False
+    if rule.models and model not in rule.models:
+        return False
+    return not rule.tools or set(tools).issuperset(rule.tools)
+
+
+def choose(table: RouteTable, call: Call, open_breakers: Collection[str] = ()) -> Decision:
+    """Decide where `call` goes; the same table, call and breakers always decide the same.
+
+    A sticky key draws one number for a rollout's whole life, and is the candidate's where that number lies below the
+    weight: a weight that rises moves each key at most once. `open_breakers` holds names of targets (`Target.name`).
+    Never raises: a workload that the table lacks takes the default route.
+    """
+    plan = table.plans.get(call.workload, table.default_plan)
+    overlay = plan.overlay
+    if overlay is None or plan.candidate is None:
+        return _incumbent(plan, call, plan.lost or "route", "", "")
+    weight = overlay.weight
+    if weight < 100 and (weight <= 0 or share_of(f"{overlay.salt}|{_sticky(plan.route, call)}") * 100 >= weight):
+        return _incumbent(plan, call, "incumbent", overlay.rollout, "")
+    if plan.candidate.name in open_breakers:
+        return _incumbent(plan, call, "breaker", overlay.rollout, plan.candidate.name)
+    return Decision(
+        route=plan.route,
+        target=plan.candidate,
+        arm="candidate",
+        fallbacks=plan.candidate_fallbacks,
+        mirrors=_draw(plan.candidate_mirrors, call.exchange_id),
+        reason="candidate",
+        rollout=overlay.rollout,
+    )
+
+
+def _incumbent(plan: Plan, call: Call, reason: str, rollout: str, breaker: str) -> Decision:
+    return Decision(
+        route=plan.route,
+        target=plan.incumbent,
+        arm="incumbent",
+        fallbacks=plan.incumbent_fallbacks,
+        mirrors=_draw(plan.incumbent_mirrors, call.exchange_id),
+        reason=reason,
+        rollout=rollout,
+        breaker=breaker,
+    )
+
+
+def _sticky(route: Route, call: Call) -> str:
+    for key in route.sticky:
+        value = call.session if key == "session" else call.user if key == "user" else call.conversation
+        if value:
+            return value
+    return call.exchange_id
+
+
+def _draw(mirrors: tuple[MirrorTarget, ...], exchange_id: str) -> tuple[MirrorTarget, ...]:
+    """Mark the sampled ones. A retry of the same exchange draws the same."""
+    if not mirrors:
+        return mirrors
+    return tuple(
+        replace(mirror, sampled=True)
+        if mirror.share >= 1 or share_of(f"{exchange_id}|{mirror.target.name}") < mirror.share
+        else mirror
+        for mirror in mirrors
+    )

@@ -1,0 +1,277 @@
+"""routing.yaml -> RouteTable: loading, checking with file and line, and laying the rollouts' overlays over it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from routing.codec import overlay_to_dict
+from routing.document import Document, read_document
+from routing.errors import NotFound, Refused, RulesError
+from routing.evidence import Gate
+from routing.rollout import RolloutPolicy, Step
+from routing.schema import File, FlywheelSection, GateSection, ModelSection, RolloutSection, RouteSection, suggest
+from routing.targets import (
+    Breaker,
+    Match,
+    Mirror,
+    Model,
+    Overlay,
+    Price,
+    Ref,
+    Route,
+    RouteTable,
+    Timeouts,
+    resolve,
+)
+
+__all__ = ["FlywheelPolicy", "Rules", "load", "parse", "startable", "with_overlays"]
+
+MIN_PAIRS = 50  # a shadow step's, and
+MIN_EXCHANGES = 20  # a canary step's fresh evidence, where the file says nothing
+
+Experiment = Literal["base", "customized"]
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlywheelPolicy:
+    """A workload's `flywheel` section. `cadence` is a cron line; `training` goes to the trainer as it stands."""
+
+    base_models: tuple[str, ...]
+    experiments: tuple[Experiment, ...] = ("base", "customized")
+    cadence: str | None = None
+    min_new_records: int = 500
+    min_records: int = 50
+    test_fraction: float = 0.4
+    limit: int | None = None
+    seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    start_rollout: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What routing.yaml says. `table` has no overlays; `rollouts` and `flywheels` are by workload, where declared.
+
+    `rollouts_on` is the file's `rollouts: on | off`: where it is off no overlay is laid. `digest` names the content.
+    """
+
+    table: RouteTable
+    rollouts: Mapping[str, RolloutPolicy]
+    flywheels: Mapping[str, FlywheelPolicy]
+    rollouts_on: bool
+    digest: str
+
+
+def load(path: Path, env: Mapping[str, str]) -> Rules:
+    """Read and check a file; `env` answers `env:NAME`. Raises RulesError: one line with file, line and key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RulesError(f"{path}: no such file; write one, or name it as routing_file in the settings") from error
+    except UnicodeDecodeError as error:
+        raise RulesError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise RulesError(f"{path}: {error.strerror}") from error
+    return parse(text, str(path), env)
+
+
+def parse(text: str, name: str, env: Mapping[str, str]) -> Rules:
+    """Check `text`; `name` stands for the file in messages. Raises RulesError: one line with file, line and key."""
+    document = read_document(text, name)
+    try:
+        file = File.model_validate(document.data)
+    except ValidationError as error:
+        raise _first(document, error) from error
+    models = {key: _model(document, key, section, env) for key, section in file.models.items()}
+    sections = {**file.workloads, "default": file.default}
+    for workload, section in sections.items():
+        _check_references(document, _at(workload), section, models)
+    routes = {workload: _route(workload, section) for workload, section in sections.items()}
+    default = routes.pop("default")
+    urls = sorted((model.name, model.base_url) for model in models.values())
+    digest = sha256(json.dumps([text, urls]).encode()).hexdigest()
+    return Rules(
+        table=RouteTable(snapshot=digest[:12], models=models, routes=routes, default=default),
+        rollouts={name: _rollout(section.rollout) for name, section in sections.items() if section.rollout},
+        flywheels={name: _flywheel(section.flywheel) for name, section in sections.items() if section.flywheel},
+        rollouts_on=file.rollouts,
+        digest=digest,
+    )
+
+
+def with_overlays(rules: Rules, overlays: Mapping[str, Overlay]) -> RouteTable:
+    """The table with each known workload's overlay laid over its route, under a snapshot name of its own.
+
+    The rules alone where the file says `rollouts: off`, or where no overlay is for a workload of the file.
+    """
+    table = rules.table
+    laid = {name: overlay for name, overlay in sorted(overlays.items()) if name in table.plans}
+    if not rules.rollouts_on or not laid:
+        return table
+    body = json.dumps([rules.digest, [overlay_to_dict(overlay) for overlay in laid.values()]], sort_keys=True)
+    snapshot = sha256(body.encode()).hexdigest()[:12]
+    return RouteTable(snapshot=snapshot, models=table.models, routes=table.routes, default=table.default, overlays=laid)
+
+
+def _at(workload: str) -> Place:
+    return ("default",) if workload == "default" else ("workloads", workload)
+
+
+def _first(document: Document, error: ValidationError) -> RulesError:
+    """The error that stands first in the file."""
+    placed = [(_path(detail), detail) for detail in error.errors(include_url=False, include_input=False)]
+    path, detail = min(placed, key=lambda one: document.line(one[0]))
+    return document.error(path, _words(detail))
+
+
+def _path(detail: ErrorDetails) -> Place:
+    key = detail.get("ctx", {}).get("key")
+    return (*detail["loc"], key) if key else detail["loc"]
+
+
+def _words(detail: ErrorDetails) -> str:
+    if detail["type"] == "missing":
+        return "missing"
+    message = detail["msg"]
+    return message[0].lower() + message[1:].replace("\n", " ")
+
+
+def _model(document: Document, name: str, section: ModelSection, env: Mapping[str, str]) -> Model:
+    def value(key: str, text: str) -> str:
+        if not text.startswith("env:"):
+            return text
+        variable = text.removeprefix("env:")
+        if not env.get(variable):
+            raise document.error(("models", name, key), f"the environment variable {variable} is not set")
+        return env[variable]
+
+    base_url = value("base_url", section.base_url)
+    if not base_url.startswith(("http://", "https://")):
+        raise document.error(("models", name, "base_url"), "wants http:// or https://, as http://host:8000/v1")
+    return Model(
+        name=name,
+        upstream=section.upstream,
+        base_url=base_url.rstrip("/"),
+        model=section.model,
+        api_key=value("api_key", section.api_key) if section.api_key is not None else None,
+        adapters=section.adapters,
+        price=Price(input=section.price.input, output=section.price.output),
+        timeouts=Timeouts(
+            connect=section.timeouts.connect,
+            first_token=section.timeouts.first_token,
+            total=section.timeouts.total,
+        ),
+    )
+
+
+def _check_references(document: Document, at: Place, section: RouteSection, models: Mapping[str, Model]) -> None:
+    named: list[tuple[Place, str]] = [((*at, "serve"), section.serve)]
+    named += [((*at, "fallbacks", i), name) for i, name in enumerate(section.fallbacks)]
+    named += [((*at, "mirror", i, "model"), mirror.model) for i, mirror in enumerate(section.mirror)]
+    for path, name in named:
+        ref = Ref.parse(name)
+        if ref.model not in models:
+            raise document.error(path, f'no model "{ref.model}"{suggest(ref.model, models)}')
+        if resolve(models, ref) is None:
+            raise document.error(path, f'model "{ref.model}" serves no adapters; give it adapters: true')
+    flywheel = section.flywheel
+    for i, name in enumerate(flywheel.base_models if flywheel else ()):
+        path = (*at, "flywheel", "base_models", i)
+        if name not in models:
+            raise document.error(path, f'no model "{name}"{suggest(name, models)}')
+        if flywheel and "customized" in flywheel.experiments and not models[name].adapters:
+            raise document.error(path, f'model "{name}" serves no adapters; give it adapters: true, or drop customized')
+
+
+def _route(workload: str, section: RouteSection) -> Route:
+    wanted = section.match
+    return Route(
+        workload=workload,
+        serve=section.serve,
+        match=Match(
+            headers=tuple((name.lower(), value) for name, value in wanted.header.items()),
+            metadata=tuple(wanted.metadata.items()),
+            models=tuple(wanted.model),
+            tools=tuple(wanted.tools),
+        ),
+        fallbacks=tuple(section.fallbacks),
+        sticky=tuple(section.sticky),
+        mirrors=tuple(Mirror(**mirror.model_dump()) for mirror in section.mirror),
+        breaker=Breaker(failures=section.breaker.failures, open_seconds=section.breaker.open),
+    )
+
+
+def _rollout(section: RolloutSection) -> RolloutPolicy:
+    steps = tuple(
+        Step(
+            weight=step.weight or 0,
+            mirror=step.mirror or 0.0,
+            hold_seconds=step.hold,
+            min_pairs=step.min_pairs or (0 if step.weight else MIN_PAIRS),
+            min_exchanges=step.min_exchanges or (MIN_EXCHANGES if step.weight else 0),
+        )
+        for step in section.steps
+    )
+    return RolloutPolicy(
+        steps=steps,
+        gates=tuple(_gate(gate) for gate in section.gates),
+        approval=section.approval,
+        reverse_mirror=section.reverse_mirror,
+        max_concurrency=section.max_concurrency,
+        daily_budget_usd=section.daily_budget_usd,
+    )
+
+
+def _gate(section: GateSection) -> Gate:
+    metric: Any = section.metric  # one of Metric: the schema has seen to it
+    if section.prove is not None:
+        bound = section.prove
+        return Gate(metric=metric, kind="prove", threshold=bound.at_least, alpha=bound.alpha, horizon=bound.horizon)
+    if section.guard is None:
+        raise ValueError("a gate without prove and guard passed the schema")
+    guard = section.guard
+    threshold = guard.at_least if guard.at_least is not None else guard.at_most
+    return Gate(
+        metric=metric,
+        kind="guard",
+        threshold=threshold if threshold is not None else 0.0,
+        alpha=guard.alpha,
+        min_samples=guard.min_samples,
+    )
+
+
+def _flywheel(section: FlywheelSection) -> FlywheelPolicy:
+    values = section.model_dump()
+    values["base_models"] = tuple(section.base_models)
+    values["experiments"] = tuple(section.experiments)
+    return FlywheelPolicy(**values)
+
+
+def startable(rules: Rules, workload: str, candidate: Ref) -> RolloutPolicy:
+    """The policy that a rollout of `candidate` on `workload` would follow.
+
+    Raises NotFound for a workload that the file lacks, and Refused where it declares no rollout, switches rollouts
+    off, or lacks the candidate.
+    """
+    if workload not in rules.table.plans:
+        raise NotFound(f"no workload {workload} in routing.yaml{suggest(workload, rules.table.plans)}")
+    if not rules.rollouts_on:
+        raise Refused("routing.yaml says rollouts: off")
+    policy = rules.rollouts.get(workload)
+    if policy is None:
+        raise Refused(f"workload {workload} has no rollout section in routing.yaml: write its steps and gates first")
+    models = rules.table.models
+    if candidate.model not in models:
+        raise Refused(f'no model "{candidate.model}" in routing.yaml{suggest(candidate.model, models)}')
+    if resolve(models, candidate) is None:
+        raise Refused(f'model "{candidate.model}" serves no adapters; give it adapters: true in routing.yaml')
+    if str(candidate) == rules.table.plans[workload].incumbent.name:
+        raise Refused(f"{candidate} serves workload {workload} already")
+    return policy

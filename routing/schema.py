@@ -1,0 +1,272 @@
+"""The schema of routing.yaml: what may stand where. Unknown keys are errors; references are checked by rules."""
+
+import re
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from routing.evidence import Metric
+from routing.targets import StickyKey, Upstream
+
+METRICS: tuple[str, ...] = get_args(Metric)
+EXPERIMENTS = ("base", "customized")
+AGREEMENTS = ("tool_name", "tool_call")
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_CRON = re.compile(r"[\dA-Za-z*/,\-?#]+( +[\dA-Za-z*/,\-?#]+){4}")
+
+
+def wrong(message: str, *, key: str = "") -> PydanticCustomError:
+    """A schema error whose text is `message`, about `key` inside the place where it was found."""
+    text = message.replace("{", "(").replace("}", ")")  # pydantic fills braces in
+    return PydanticCustomError("routing", text, {"key": key})
+
+
+def suggest(word: str, known: Any) -> str:
+    """What somebody who wrote `word` may have meant, as the end of a message."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.5) or [name for name in names if name.startswith(word)][:1]
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    return f"; there are: {', '.join(names)}" if names else ""
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
+        return float(found[1]) * _UNITS[found[2]]
+    raise wrong("not a duration; write 30s, 10m, 1h, 250ms or a number of seconds")
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class Section(BaseModel):
+    """One mapping of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise wrong(f"unknown key{suggest(key, cls.model_fields)}", key=key)
+            return value
+        raise wrong(f"wants a mapping with {', '.join(cls.model_fields)}")
+
+
+class PriceSection(Section):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TimeoutsSection(Section):
+    connect: Duration = 5.0
+    first_token: Duration = 60.0
+    total: Duration = 600.0
+
+
+class ModelSection(Section):
+    """`api_key` and `base_url` may be `env:NAME`; a key may be nothing else."""
+
+    upstream: Upstream = "openai"
+    base_url: Name
+    model: Name
+    api_key: str | None = None
+    adapters: bool = False
+    price: PriceSection = PriceSection()
+    timeouts: TimeoutsSection = TimeoutsSection()
+
+    @field_validator("api_key")
+    @classmethod
+    def _reference(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("env:"):
+            raise wrong("a key does not belong in this file; put it in an environment variable and write env:NAME")
+        return value
+
+
+class MatchSection(Section):
+    header: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    model: list[str] = []
+    tools: list[str] = []
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class MirrorSection(Section):
+    model: Name
+    sample: Share
+    max_concurrency: Annotated[int, Field(ge=1)] = 8
+    daily_budget_usd: Annotated[float, Field(ge=0)] | None = None
+
+
+class BreakerSection(Section):
+    failures: Annotated[int, Field(ge=1)] = 3
+    open: Duration = 60.0
+
+
+class StepSection(Section):
+    """Shadow with `mirror` and `min_pairs`, canary with `weight` in per cent and `min_exchanges`."""
+
+    mirror: Annotated[float, Field(gt=0, le=1)] | None = None
+    weight: Annotated[int, Field(ge=1, le=100)] | None = None
+    hold: Duration = 0.0
+    min_pairs: Annotated[int, Field(ge=1)] | None = None
+    min_exchanges: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.mirror is None) == (self.weight is None):
+            raise wrong("a step has either mirror (shadow) or weight (canary)")
+        if self.mirror is not None and self.min_exchanges is not None:
+            raise wrong("a shadow step serves nothing: it takes min_pairs", key="min_exchanges")
+        return self
+
+
+class ProveSection(Section):
+    at_least: Rate
+    alpha: Rate = 0.05
+    horizon: Annotated[int, Field(ge=1)] = 5000
+
+
+class GuardSection(Section):
+    at_most: Annotated[float, Field(gt=0)] | None = None
+    at_least: Rate | None = None
+    alpha: Rate = 0.05
+    min_samples: Annotated[int, Field(ge=1)] = 20
+
+
+class GateSection(Section):
+    metric: str
+    prove: ProveSection | None = None
+    guard: GuardSection | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _available(cls, value: str) -> str:
+        if value not in METRICS:
+            raise wrong(f'"{value}" is not available; there are: {", ".join(METRICS)}')
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        agreement = self.metric in AGREEMENTS
+        if (self.prove is None) == (self.guard is None):
+            raise wrong("a gate has either prove or guard")
+        if self.prove is not None and not agreement:
+            raise wrong(f"{self.metric} takes guard (at_most); prove is there for {', '.join(AGREEMENTS)}", key="prove")
+        if self.guard is not None:
+            self._bounded(self.guard, "at_least" if agreement else "at_most")
+        return self
+
+    def _bounded(self, guard: GuardSection, wanted: str) -> None:
+        given = [name for name in ("at_most", "at_least") if getattr(guard, name) is not None]
+        if given != [wanted]:
+            raise wrong(f"{self.metric} takes {wanted}", key="guard")
+        if self.metric == "error_rate" and guard.at_most is not None and guard.at_most >= 1:
+            raise wrong("error_rate is a share: at_most lies between 0 and 1", key="guard")
+
+
+class RolloutSection(Section):
+    steps: Annotated[list[StepSection], Field(min_length=1)]
+    gates: Annotated[list[GateSection], Field(min_length=1)]
+    approval: Literal["manual", "auto"] = "manual"
+    reverse_mirror: Share = 0.02
+    max_concurrency: Annotated[int, Field(ge=1)] = 8
+    daily_budget_usd: Annotated[float, Field(ge=0)] | None = None
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, steps: list[StepSection]) -> list[StepSection]:
+        weights = [step.weight or 0 for step in steps]
+        for earlier, later in pairwise(weights):
+            if earlier and not later:
+                raise wrong("shadow steps come before the first weight")
+            if earlier and later <= earlier:
+                raise wrong(f"the weights must rise from step to step, but {later} follows {earlier}")
+        if weights[-1] != 100:
+            raise wrong("the last step must have weight 100")
+        return steps
+
+
+class FlywheelSection(Section):
+    cadence: str | None = None
+    min_new_records: Annotated[int, Field(ge=1)] = 500
+    min_records: Annotated[int, Field(ge=1)] = 50
+    base_models: Annotated[list[Name], Field(min_length=1)]
+    experiments: list[str] = list(EXPERIMENTS)
+    test_fraction: Rate = 0.4
+    limit: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    training: dict[str, Any] = {}
+    start_rollout: bool = True
+
+    @field_validator("cadence")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None and not _CRON.fullmatch(value.strip()):
+            raise wrong('wants a cron line of five fields (minute hour day month weekday), as "0 3 * * *"')
+        return value
+
+    @field_validator("experiments")
+    @classmethod
+    def _experiments(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in EXPERIMENTS:
+                what = "is not available yet" if name == "icl" else "is unknown"
+                raise wrong(f'"{name}" {what}; there are: {", ".join(EXPERIMENTS)}')
+        if not value:
+            raise wrong(f"wants at least one of {', '.join(EXPERIMENTS)}")
+        return value
+
+
+class RouteSection(Section):
+    serve: Name
+    match: MatchSection = MatchSection()
+    fallbacks: list[Name] = []
+    sticky: Annotated[list[StickyKey], Field(min_length=1)] = ["session", "user", "conversation"]
+    mirror: list[MirrorSection] = []
+    breaker: BreakerSection = BreakerSection()
+    rollout: RolloutSection | None = None
+    flywheel: FlywheelSection | None = None
+
+
+class File(Section):
+    """The whole file."""
+
+    version: Literal[1] = 1
+    rollouts: bool = True
+    models: Annotated[dict[Name, ModelSection], Field(min_length=1)]
+    workloads: dict[Name, RouteSection] = {}
+    default: RouteSection
+
+    @field_validator("models")
+    @classmethod
+    def _plain_names(cls, models: dict[str, ModelSection]) -> dict[str, ModelSection]:
+        for name in models:
+            if ":" in name:
+                raise wrong("a model's name has no colon: MODEL:ADAPTER names an adapter", key=name)
+        return models
+
+    @field_validator("workloads")
+    @classmethod
+    def _not_default(cls, workloads: dict[str, RouteSection]) -> dict[str, RouteSection]:
+        if "default" in workloads:
+            raise wrong("the workload default is the section default, beside workloads", key="default")
+        return workloads

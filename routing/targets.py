@@ -1,0 +1,256 @@
+"""The routing table's values: models, routes, overlays and the immutable snapshot that a decision is made on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from routing.errors import RulesError
+
+Upstream = Literal["openai", "nim", "vllm"]
+StickyKey = Literal["session", "user", "conversation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """USD per million tokens, as price lists give it."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds: to connect, to the first byte of the reply, and for the whole reply."""
+
+    connect: float = 5.0
+    first_token: float = 60.0
+    total: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A named target. `model` is the name that the upstream knows it by; `api_key` is resolved and never printed."""
+
+    name: str
+    upstream: Upstream
+    base_url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    adapters: bool = False
+    price: Price = Price()
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """Names a target: a model of the table, or an adapter that is loaded on it."""
+
+    model: str
+    adapter: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.adapter}" if self.adapter else self.model
+
+    @classmethod
+    def parse(cls, text: str) -> "Ref":
+        """Read `MODEL` or `MODEL:ADAPTER`, the form that `str` writes."""
+        model, _, adapter = text.partition(":")
+        return cls(model=model, adapter=adapter or None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a call goes: a model as it is to be called, and its name in the log. `name` is `str(ref)`."""
+
+    model: Model
+    ref: Ref
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorTarget:
+    """One mirror that an exchange is eligible for. `sampled` says whether this exchange is to be copied to it.
+
+    `share` is 0..1 of the eligible exchanges; `rollout` is empty for a standing mirror of routing.yaml.
+    """
+
+    target: Target
+    share: float
+    sampled: bool
+    max_concurrency: int = 8
+    daily_budget_usd: float | None = None
+    rollout: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """Every given condition must hold. Header names are lower case. An empty match matches nothing."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """A standing mirror of a share `sample` (0..1) of a workload's traffic to a candidate."""
+
+    model: str
+    sample: float
+    max_concurrency: int = 8
+    daily_budget_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """A candidate's breaker opens after `failures` failed calls in a row and stays open for `open_seconds`."""
+
+    failures: int = 3
+    open_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What routing.yaml says of one workload. The rollout and flywheel sections are read by their own packages."""
+
+    workload: str
+    serve: str
+    match: Match = Match()
+    fallbacks: tuple[str, ...] = ()
+    sticky: tuple[StickyKey, ...] = ("session", "user", "conversation")
+    mirrors: tuple[Mirror, ...] = ()
+    breaker: Breaker = Breaker()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """What a rollout lays over one route.
+
+    `weight` is the candidate's share of live traffic in per cent. `mirror` is the share (0..1) of the incumbent's
+    exchanges that is mirrored to the candidate, `reverse_mirror` the share of the candidate's that is mirrored to the
+    incumbent. `incumbent` is None where the route's own `serve` is the incumbent.
+    """
+
+    workload: str
+    rollout: str
+    candidate: Ref
+    incumbent: Ref | None = None
+    weight: int = 0
+    mirror: float = 0.0
+    reverse_mirror: float = 0.0
+    max_concurrency: int = 8
+    daily_budget_usd: float | None = None
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One route with its overlay, resolved when the table is built, so that a call only draws and picks.
+
+    `lost` is not empty where the overlay names something that the table no longer has; the overlay is then not laid.
+    """
+
+    route: Route
+    incumbent: Target
+    incumbent_fallbacks: tuple[Target, ...]
+    incumbent_mirrors: tuple[MirrorTarget, ...]
+    overlay: Overlay | None = None
+    candidate: Target | None = None
+    candidate_fallbacks: tuple[Target, ...] = ()
+    candidate_mirrors: tuple[MirrorTarget, ...] = ()
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteTable:
+    """An immutable snapshot: the file's rules with the rollouts' overlays. `snapshot` names it in each exchange.
+
+    Raises RulesError where a route names a model that `models` lacks; an overlay that does so is not laid.
+    """
+
+    snapshot: str
+    models: Mapping[str, Model]
+    routes: Mapping[str, Route]  # by workload, in the file's order: the first match wins
+    default: Route
+    overlays: Mapping[str, Overlay] = field(default_factory=dict)  # by workload
+    plans: Mapping[str, Plan] = field(init=False, repr=False, compare=False)  # by workload, the default's included
+    default_plan: Plan = field(init=False, repr=False, compare=False)
+    matchers: tuple[Route, ...] = field(init=False, repr=False, compare=False)  # the routes whose match says something
+
+    def __post_init__(self) -> None:
+        plans = {r.workload: _plan(self.models, r, self.overlays.get(r.workload)) for r in self.routes.values()}
+        default = _plan(self.models, self.default, self.overlays.get(self.default.workload))
+        object.__setattr__(self, "plans", {**plans, self.default.workload: default})
+        object.__setattr__(self, "default_plan", default)
+        object.__setattr__(self, "matchers", tuple(r for r in self.routes.values() if r.match != Match()))
+
+
+def resolve(models: Mapping[str, Model], ref: Ref) -> Target | None:
+    """The target that `ref` names, or None where the models lack it. An adapter is its server's model of that name."""
+    model = models.get(ref.model)
+    if model is None or (ref.adapter and not model.adapters):
+        return None
+    return Target(model=replace(model, model=ref.adapter) if ref.adapter else model, ref=ref, name=str(ref))
+
+
+def _named(models: Mapping[str, Model], route: Route, name: str) -> Target:
+    target = resolve(models, Ref.parse(name))
+    if target is None:
+        raise RulesError(f'workload {route.workload}: no model "{name}"')
+    return target
+
+
+def _plan(models: Mapping[str, Model], route: Route, overlay: Overlay | None) -> Plan:
+    serve = _named(models, route, route.serve)
+    fallbacks = tuple(_named(models, route, name) for name in route.fallbacks)
+    standing = tuple(
+        MirrorTarget(
+            target=_named(models, route, mirror.model),
+            share=mirror.sample,
+            sampled=False,
+            max_concurrency=mirror.max_concurrency,
+            daily_budget_usd=mirror.daily_budget_usd,
+        )
+        for mirror in route.mirrors
+    )
+    plain = Plan(route=route, incumbent=serve, incumbent_fallbacks=fallbacks, incumbent_mirrors=standing)
+    if overlay is None:
+        return plain
+    candidate = resolve(models, overlay.candidate)
+    incumbent = resolve(models, overlay.incumbent) if overlay.incumbent else serve
+    if candidate is None or incumbent is None:
+        missing = overlay.candidate if candidate is None else overlay.incumbent
+        return replace(plain, lost=f"rollout {overlay.rollout} is not laid: routing.yaml has no {missing}")
+    behind = fallbacks if incumbent.name == serve.name else (serve, *fallbacks)
+    return Plan(
+        route=route,
+        incumbent=incumbent,
+        incumbent_fallbacks=_others(incumbent, behind),
+        incumbent_mirrors=_mirrors(overlay, candidate, overlay.mirror, standing),
+        overlay=overlay,
+        candidate=candidate,
+        candidate_fallbacks=_others(candidate, (incumbent, *behind)),
+        candidate_mirrors=_mirrors(overlay, incumbent, overlay.reverse_mirror, standing),
+    )
+
+
+def _others(served: Target, fallbacks: tuple[Target, ...]) -> tuple[Target, ...]:
+    by_name = {target.name: target for target in fallbacks if target.name != served.name}
+    return tuple(by_name.values())
+
+
+def _mirrors(
+    overlay: Overlay, target: Target, share: float, standing: tuple[MirrorTarget, ...]
+) -> tuple[MirrorTarget, ...]:
+    if share <= 0:
+        return standing
+    own = MirrorTarget(
+        target=target,
+        share=share,
+        sampled=False,
+        max_concurrency=overlay.max_concurrency,
+        daily_budget_usd=overlay.daily_budget_usd,
+        rollout=overlay.rollout,
+    )
+    return (own, *(mirror for mirror in standing if mirror.target.name != target.name))

@@ -1,0 +1,89 @@
+"""Tags, and the one rewrite on the way up: another model, every other byte as it was."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import RequestRefused
+from gateway.tagging import conversation_of, read_fields, tag, tool_names, with_model
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=8) | st.just('"model": "gpt"'),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["model", "a", "metadata"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["model", "messages", "x", "metadata"]), JSON, max_size=4),
+    st.sampled_from(["gpt", 'a"b', ""]),
+)
+def test_only_the_top_level_model_changes(rest: dict, model: str) -> None:
+    """Nested keys, and strings that look like keys, are left alone."""
+    body = {**rest, "model": model}
+    raw = json.dumps(body, separators=(" , ", " : ")).encode()
+    assert json.loads(with_model(raw, read_fields(raw), "tiny")) == body | {"model": "tiny"}
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b"]), JSON, max_size=2))
+def test_a_missing_model_is_put_in(rest: dict) -> None:
+    """A body without a model gets the target's."""
+    raw = json.dumps(rest).encode()
+    assert json.loads(with_model(raw, read_fields(raw), "tiny")) == rest | {"model": "tiny"}
+
+
+def test_other_bytes_stay() -> None:
+    """Spacing, number forms, escapes and doubled keys."""
+    raw = b'{ "model" :"a", "n": 1.50e0,"s":"\\u00e9", "n": 2 }'
+    assert with_model(raw, read_fields(raw), "b") == raw.replace(b'"a"', b'"b"')
+    twice = b'{"model": "a", "model": "b"}'
+    assert with_model(twice, read_fields(twice), "c") == b'{"model": "a", "model": "c"}'
+    same = b'{"model": "a"}'
+    assert with_model(same, read_fields(same), "a") is same
+    escaped = b'{"mod\\u0065l": "a", "x": {"model": "a"}}'
+    assert json.loads(with_model(escaped, read_fields(escaped), "b")) == {"model": "b", "x": {"model": "a"}}
+    odd = b'{"model": 5}'
+    assert with_model(odd, read_fields(odd), "a") is odd
+
+
+def test_headers_win_over_metadata() -> None:
+    """And values that are no text are no tags."""
+    fields = read_fields(b'{"metadata": {"workload_id": "w", "client_id": "c", "session_id": 5}, "user": "u"}')
+    tags = tag({"x-workload-id": "h"}, fields)
+    assert (tags.workload, tags.client, tags.session, tags.user) == ("h", "c", "", "u")
+
+
+def test_tool_names_of_both_apis() -> None:
+    """Sorted; shapes of their own give none."""
+    assert tool_names(
+        read_fields(b'{"tools":[{"type":"function","function":{"name":"b"}},{"type":"function","name":"a"}]}')
+    ) == ("a", "b")
+    assert tool_names(read_fields(b'{"tools": {"odd": 1}}')) == ()
+    assert tool_names(read_fields(b"{}")) == ()
+
+
+def test_a_conversation_is_its_first_messages() -> None:
+    """Later turns change nothing; another first question does."""
+    first = b'{"messages":[{"role":"system","content":"s"},{"role":"user","content":"q"}'
+    one = conversation_of(read_fields(first + b"]}"))
+    assert one == conversation_of(read_fields(first + b',{"role":"assistant","content":"a"}]}'))
+    assert one != conversation_of(read_fields(b'{"messages":[{"role":"user","content":"other"}]}'))
+    assert conversation_of(read_fields(b'{"messages": 5}')) == ""
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    """Never another exception."""
+    with contextlib.suppress(RequestRefused):
+        read_fields(raw)
+
+
+def test_deep_nesting_is_refused() -> None:
+    """A body that would exhaust a parser's stack."""
+    with pytest.raises(RequestRefused):
+        read_fields(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")

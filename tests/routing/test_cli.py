@@ -1,0 +1,182 @@
+"""The commands db, routes and rollout, on a real file and a real SQLite database."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from flywheel.cli import app
+from tests.routing.examples import ENV, ROUTING_YAML
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `understudy …` in a folder with a routing.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "routing.yaml").write_text(ROUTING_YAML)
+    runner = CliRunner(env=ENV)
+    return lambda *words, **options: runner.invoke(app, list(words), **options)
+
+
+@pytest.fixture
+def upgraded(command: Command) -> Command:
+    assert command("db", "upgrade").exit_code == 0
+    return command
+
+
+def output(result: Result) -> Any:
+    return json.loads(result.stdout)
+
+
+def started(command: Command, candidate: str = "small-1b:a1", *more: str) -> str:
+    result = command("rollout", "start", "support-router", "--candidate", candidate, "--who", "ann", "--json", *more)
+    return str(output(result)["id"])
+
+
+def test_db_status_before_and_after_an_upgrade(command: Command) -> None:
+    before = command("db", "status", "--json")
+    assert (before.exit_code, output(before)["current"]) == (1, None)
+    assert "-> " in command("db", "upgrade").stdout
+    after = command("db", "status", "--json")
+    assert after.exit_code == 0
+    assert output(after)["current"] == output(after)["head"]
+
+
+def test_routes_check(command: Command) -> None:
+    result = command("routes", "check", "--json")
+    assert result.exit_code == 0
+    assert output(result)["workloads"] == 2
+    assert command("routes", "check").stdout.startswith("routing.yaml: ok, 3 models, 2 workloads")
+
+
+def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """The whole command, as a process: no traceback."""
+    wrong = tmp_path / "routing.yaml"
+    wrong.write_text(ROUTING_YAML.replace("serve: prod-70b", "serve: prod").replace(", api_key: env:NIM_API_KEY", ""))
+    words = [sys.executable, "-m", "flywheel.cli", "routes", "check", str(wrong)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert 'workloads.support-router.serve: no model "prod"; did you mean "prod-70b"?' in done.stderr
+
+
+def test_routes_show_with_and_without_a_rollout(upgraded: Command) -> None:
+    plain = upgraded("routes", "show", "--json")
+    assert output(plain)["overlays"] == {}
+    assert "sk-not-to-be-shown" not in plain.stdout
+    started(upgraded)
+    assert output(upgraded("routes", "show", "--json"))["overlays"]["support-router"]["mirror"] == 0.2
+    assert "small-1b:a1" in upgraded("routes", "show").stdout
+
+
+def test_routes_explain(upgraded: Command, tmp_path: Path) -> None:
+    started(upgraded)
+    upgraded("rollout", "promote", "support-router", "--full")
+    told = output(upgraded("routes", "explain", "--header", "X-Workload-Id=support-router", "--json"))
+    assert (told["workload"], told["target"]) == ("support-router", "small-1b:a1")
+    assert told["because"] == "header x-workload-id names it"
+    assert told["fallbacks"] == ["prod-70b", "backup"]
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps({"model": "gpt-4o-mini", "user": "u1", "tools": [{"function": {"name": "refund"}}]}))
+    told = output(upgraded("routes", "explain", "--body", str(body), "--json"))
+    assert (told["workload"], told["target"], told["sticky"]) == ("plain", "small-1b", "user u1")
+    told = output(
+        upgraded("routes", "explain", "--body", "-", "--json", input='{"metadata": {"workload_id": "plain"}}')
+    )
+    assert told["because"] == "metadata.workload_id names it"
+    assert "no rule matched" in upgraded("routes", "explain").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--header", "x"], "write it as name=value"),
+        (["--body", "gone.json"], "No such file"),
+        (["--body", "-"], "not JSON"),
+    ],
+)
+def test_routes_explain_of_bad_input(upgraded: Command, words: list[str], text: str) -> None:
+    assert text in str(upgraded("routes", "explain", *words).exception)
+
+
+def test_a_rollout_by_hand_from_start_to_undo(upgraded: Command) -> None:
+    """Each verb answers with where the rollout stands; status says it by its exit code as well."""
+    name = started(upgraded)
+    assert upgraded("rollout", "status", "support-router").exit_code == 0
+    assert upgraded("rollout", "pause", "support-router", "--why", "freeze").exit_code == 0
+    assert upgraded("rollout", "status", name).exit_code == 3
+    assert upgraded("rollout", "resume", name).exit_code == 0
+    assert "approved" in upgraded("rollout", "promote", name).stdout
+    promoted = output(upgraded("rollout", "promote", name, "--full", "--json"))
+    assert (promoted["state"], promoted["weight"]) == ("promoted", 100)
+    assert upgraded("rollout", "status", name, "--watch").exit_code == 0
+    undone = output(upgraded("rollout", "undo", "support-router", "--why", "no", "--json"))
+    assert (undone["state"], undone["weight"]) == ("aborted", 0)
+    assert upgraded("rollout", "status", "support-router").exit_code == 1
+    entries = output(upgraded("rollout", "history", "support-router", "--json"))
+    assert [entry["event"] for entry in entries] == ["started", "paused", "resumed", "approved", "promoted", "aborted"]
+    assert (entries[0]["who"], entries[1]["why"]) == ("ann", "freeze")
+    assert len({entry["config_snapshot"] for entry in entries}) == 1
+    assert "freeze" in upgraded("rollout", "history").stdout
+
+
+def test_abort_and_supersede(upgraded: Command) -> None:
+    first = started(upgraded)
+    second = started(upgraded, "small-1b:a2", "--supersede")
+    assert output(upgraded("rollout", "get", first, "--json"))["state"] == "superseded"
+    aborted = output(upgraded("rollout", "abort", second, "--why", "wrong one", "--json"))
+    assert aborted["reason"] == "aborted by hand: wrong one"
+    assert output(upgraded("rollout", "list", "--live", "--json")) == []
+    listed = upgraded("rollout", "list", "--workload", "support-router")
+    assert first in listed.stdout
+    assert second in listed.stdout
+
+
+def test_watching_ends_with_the_timeouts_own_code(upgraded: Command) -> None:
+    started(upgraded)
+    result = upgraded("rollout", "status", "support-router", "--watch", "--timeout", "0.1", "--json")
+    assert result.exit_code == 4
+    assert output(result)["state"] == "shadow"
+
+
+def test_get_without_a_controller_says_so(upgraded: Command) -> None:
+    started(upgraded)
+    assert "the controller has not looked yet" in upgraded("rollout", "get", "support-router").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["start", "nowhere", "--candidate", "small-1b"], "no workload nowhere"),
+        (["start", "support-router", "--candidate", "tiny"], 'no model "tiny"'),
+        (["get", "nothing"], "no rollout nothing"),
+        (["history", "nothing"], "no rollout nothing"),
+        (["undo", "support-router"], "nothing to undo"),
+        (["promote", "support-router"], "no rollout support-router"),
+    ],
+)
+def test_what_cannot_be_done_says_why(upgraded: Command, words: list[str], text: str) -> None:
+    assert text in str(upgraded("rollout", *words).exception)
+
+
+def test_an_undo_needs_no_usable_file(upgraded: Command, tmp_path: Path) -> None:
+    started(upgraded)
+    (tmp_path / "routing.yaml").write_text("broken: [")
+    assert upgraded("rollout", "undo", "support-router").exit_code == 0
+
+
+@pytest.mark.parametrize("group", ["db", "routes", "rollout"])
+def test_every_verb_has_an_example(command: Command, group: str) -> None:
+    listed = command(group, "--help").stdout.split("Commands:")[1]
+    verbs = [line.split()[0] for line in listed.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert verbs
+    for verb in verbs:
+        assert f"understudy {group} {verb}" in command(group, verb, "--help").stdout

@@ -1,0 +1,306 @@
+"""routing.yaml: what it becomes, each error with its line and key, and overlays."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from routing.errors import NotFound, Refused, RulesError
+from routing.evidence import Gate
+from routing.rollout import RolloutPolicy, Step
+from routing.rules import FlywheelPolicy, Rules, load, parse, startable, with_overlays
+from routing.targets import Breaker, Match, Mirror, Model, Price, Ref, Route, Timeouts
+from tests.routing.examples import ENV, ROUTING_YAML, overlay
+
+
+def rules(text: str = ROUTING_YAML) -> Rules:
+    return parse(text, "routing.yaml", ENV)
+
+
+def test_models_and_routes() -> None:
+    table = rules().table
+    assert table.models["small-1b"] == Model(
+        name="small-1b",
+        upstream="vllm",
+        base_url="http://vllm:8001/v1",
+        model="meta/llama-3.2-1b",
+        adapters=True,
+        price=Price(input=0.01, output=0.02),
+        timeouts=Timeouts(connect=0.25, first_token=2.0, total=60.0),
+    )
+    assert table.models["prod-70b"].api_key == "sk-not-to-be-shown"
+    assert table.routes["support-router"] == Route(
+        workload="support-router",
+        serve="prod-70b",
+        match=Match(
+            headers=(("x-team", "support"),), metadata=(("app", "chat"),), models=("gpt-4o",), tools=("refund",)
+        ),
+        fallbacks=("backup",),
+        sticky=("session", "user"),
+        mirrors=(Mirror(model="small-1b", sample=0.1, max_concurrency=2, daily_budget_usd=10),),
+        breaker=Breaker(failures=5, open_seconds=30),
+    )
+    assert list(table.routes) == ["support-router", "plain"]
+    assert table.default == Route(workload="default", serve="prod-70b")
+    assert table.overlays == {}
+
+
+def test_policies() -> None:
+    found = rules()
+    assert found.rollouts == {
+        "support-router": RolloutPolicy(
+            steps=(
+                Step(mirror=0.2, min_pairs=200),
+                Step(weight=5, hold_seconds=600, min_exchanges=30),
+                Step(weight=100, min_exchanges=20),
+            ),
+            gates=(
+                Gate(metric="tool_name", kind="prove", threshold=0.8, alpha=0.05),
+                Gate(metric="error_rate", kind="guard", threshold=0.01),
+                Gate(metric="latency_p95_ms", kind="guard", threshold=900),
+            ),
+            approval="manual",
+        )
+    }
+    assert found.flywheels == {
+        "support-router": FlywheelPolicy(
+            base_models=("small-1b",),
+            cadence="0 3 * * *",
+            min_new_records=300,
+            training={"rank": 16, "lr": 1e-4},
+        )
+    }
+
+
+def test_secrets_are_never_printed() -> None:
+    assert "sk-not" not in repr(rules())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("serve: prod-70b\n    fall", "serve: prod\n    fall", '@serve: no model "prod"; did you mean "prod-70b"?'),
+        ("fallbacks: [backup]", "fallbacks: [backup, bakup]", '@fallbacks.1: no model "bakup"; did you mean "backup"?'),
+        (
+            "mirror: [{model: small-1b",
+            "mirror: [{model: big",
+            '@mirror.0.model: no model "big"; there are: backup, prod-70b, small-1b',
+        ),
+        (
+            "base_models: [small-1b]",
+            "base_models: [smal-1b]",
+            '@flywheel.base_models.0: no model "smal-1b"; did you mean "small-1b"?',
+        ),
+        (
+            "base_models: [small-1b]",
+            "base_models: [backup]",
+            '@flywheel.base_models.0: model "backup" serves no adapters; give it adapters: true, or drop customized',
+        ),
+        (
+            "default: {serve: prod-70b}",
+            "default: {serve: 'backup:a1'}",
+            'default.serve: model "backup" serves no adapters; give it adapters: true',
+        ),
+        ("    fallbacks:", "    fallback:", '@fallback: unknown key; did you mean "fallbacks"?'),
+        (
+            "first_token: 2s",
+            "first_tokn: 2s",
+            'models.small-1b.timeouts.first_tokn: unknown key; did you mean "first_token"?',
+        ),
+        (
+            "first_token: 2s",
+            "first_token: soon",
+            "models.small-1b.timeouts.first_token: not a duration; write 30s, 10m, 1h,…",
+        ),
+        ("hold: 10m", "hold: -3", "@rollout.steps.1.hold: not a duration; write 30s, 10m, 1h,…"),
+        ("hold: 10m", "hold: yes", "@rollout.steps.1.hold: not a duration; write 30s, 10m, 1h,…"),
+        ("env:NIM_API_KEY", "env:OTHER_KEY", "models.prod-70b.api_key: the environment variable OTHER_KEY is not set"),
+        (
+            "env:NIM_API_KEY",
+            "sk-12345",
+            "models.prod-70b.api_key: a key does not belong in this file; put it in an environment variable and "
+            "write env:NAME",
+        ),
+        (
+            "http://vllm:8001/v1",
+            "vllm:8001",
+            "models.small-1b.base_url: wants http:// or https://, as http://host:8000/v1",
+        ),
+        ("upstream: vllm", "upstream: vlm", "models.small-1b.upstream: input should be 'openai', 'nim' or 'vllm'"),
+        ("adapters: true", "adapters: 3", "models.small-1b.adapters: input should be a valid boolean"),
+        ("sample: 0.1,", "sample: 10,", "@mirror.0.sample: input should be less than or equal to 1"),
+        ("app: chat", "app: 3", "@match.metadata.app: input should be a valid string"),
+        ("sticky: [session, user]", "sticky: [ip]", "@sticky.0: input should be 'session', 'user' or 'conversation'"),
+        (
+            "metric: tool_name",
+            "metric: tool_call_match",
+            '@rollout.gates.0.metric: "tool_call_match" is not available; there are: '
+            "tool_name, tool_call, error_rate, latency_p95_ms",
+        ),
+        (
+            "at_least: .80,",
+            "non_inferior_to: incumbent,",
+            "@rollout.gates.0.prove.non_inferior_to: unknown key; there are: alpha, at_least, horizon",
+        ),
+        ("at_least: .80", "at_least: 80", "@rollout.gates.0.prove.at_least: input should be less than 1"),
+        (
+            "guard: {at_most: 0.01}",
+            "prove: {at_least: 0.5}",
+            "@rollout.gates.1.prove: error_rate takes guard (at_most); prove is there for tool_name, tool_call",
+        ),
+        (
+            "guard: {at_most: 0.01}",
+            "guard: {at_most: 1}",
+            "@rollout.gates.1.guard: error_rate is a share: at_most lies between 0 and 1",
+        ),
+        ("guard: {at_most: 900}", "guard: {at_least: .9}", "@rollout.gates.2.guard: latency_p95_ms takes at_most"),
+        (", guard: {at_most: 900}", "", "@rollout.gates.2: a gate has either prove or guard"),
+        ("{weight: 100}", "{weight: 99}", "@rollout.steps: the last step must have weight 100"),
+        (
+            "{weight: 5,",
+            "{weight: 100,",
+            "@rollout.steps: the weights must rise from step to step, but 100 follows 100",
+        ),
+        ("{weight: 100}", "{mirror: 0.5}", "@rollout.steps: shadow steps come before the first weight"),
+        ("{weight: 100}", "{hold: 1m}", "@rollout.steps.2: a step has either mirror (shadow) or weight (canary)"),
+        (
+            "min_pairs: 200",
+            "min_exchanges: 200",
+            "@rollout.steps.0.min_exchanges: a shadow step serves nothing: it takes min_pairs",
+        ),
+        ("approval: manual", "approval: maybe", "@rollout.approval: input should be 'manual' or 'auto'"),
+        (
+            "[base, customized]",
+            "[base, icl]",
+            '@flywheel.experiments: "icl" is not available yet; there are: base, customized',
+        ),
+        ("[base, customized]", "[bass]", '@flywheel.experiments: "bass" is unknown; there are: base, customized'),
+        (
+            "0 3 * * *",
+            "at three",
+            '@flywheel.cadence: wants a cron line of five fields (minute hour day month weekday), as "0 3 * * *"',
+        ),
+        ("version: 1", "version: 2", "version: input should be 1"),
+        ("  plain:", "  default:", "workloads.default: the workload default is the section default, beside workloads"),
+        ("  plain:", "  support-router:", "support-router: this key stands here twice"),
+        ("  backup:", "  back:up:", None),
+        (
+            "default: {serve: prod-70b}",
+            "default: prod-70b",
+            "default: wants a mapping with serve, match, fallbacks, sticky, mirror, breaker, rollout, flywheel",
+        ),
+        ("default: {serve: prod-70b}", "default: {serve: prod-70b", None),
+        ("default: {serve: prod-70b}", "default: &a [*a]", "an alias that contains itself"),
+        ("default: {serve: prod-70b}", "? [a, b]\n: c", "a key must be a word"),
+    ],
+)
+def test_each_error_names_line_and_key(old: str, new: str, message: str | None) -> None:
+    """`@` stands for `workloads.support-router.`, and the dots at the end for the rest of a sentence."""
+    assert old in ROUTING_YAML
+    text = ROUTING_YAML.replace(old, new, 1)
+    with pytest.raises(RulesError) as caught:
+        rules(text)
+    told = str(caught.value)
+    assert "\n" not in told
+    where, _, what = told.removeprefix("routing.yaml:").partition(": ")
+    if message is not None:
+        message = re.sub("^@", "workloads.support-router.", message)
+        assert what.replace(" 250ms or a number of seconds", "…") == message
+        leaf = message.split(": ")[0].split(".")[-1]
+        shown = text.splitlines()[int(where) - 1]
+        assert leaf.isdigit() or leaf in shown or "alias" in leaf or "word" in leaf
+    assert 1 <= int(where) <= len(text.splitlines()) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "routing.yaml:1: the file is empty; it needs at least models and default"),
+        ("# nothing\n", "routing.yaml:1: the file is empty; it needs at least models and default"),
+        (
+            "models: {}\ndefault: {serve: a}",
+            "routing.yaml:1: models: dictionary should have at least 1 item after validation, not 0",
+        ),
+        ("version: 1\nmodels: {a: {base_url: http://a, model: a}}\n", "routing.yaml:1: default: missing"),
+        ("just words", "routing.yaml:1: wants a mapping with version, rollouts, models, workloads, default"),
+        ("a: 1\nb: [1\n", "routing.yaml:3: not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a: 1\n\tb: 2", "routing.yaml:2: not YAML: found character '\\t' that cannot start any token"),
+        ("a: 1\n---\nb: 1", "routing.yaml:2: not YAML: but found another document"),
+        ("a: \0", "routing.yaml:1: not YAML: unacceptable character #x0000: special characters are not allowed"),
+        ("a: " + "[" * 5000, "routing.yaml:1: nested too deeply"),
+    ],
+)
+def test_files_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(RulesError) as caught:
+        rules(text)
+    assert str(caught.value) == message
+
+
+def test_the_first_of_several_errors_is_told() -> None:
+    text = ROUTING_YAML.replace("hold: 10m", "hold: x").replace("upstream: nim", "upstream: nimm")
+    with pytest.raises(RulesError, match=r"^routing\.yaml:3: models\.prod-70b\.upstream"):
+        rules(text)
+
+
+def test_loading_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(RulesError, match=r"gone\.yaml: no such file"):
+        load(tmp_path / "gone.yaml", {})
+    with pytest.raises(RulesError, match="Is a directory"):
+        load(tmp_path, {})
+    (tmp_path / "routing.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(RulesError, match="not UTF-8 text"):
+        load(tmp_path / "routing.yaml", {})
+    (tmp_path / "routing.yaml").write_text(ROUTING_YAML)
+    assert load(tmp_path / "routing.yaml", ENV).table == rules().table
+
+
+def test_base_urls_may_come_from_the_environment() -> None:
+    text = ROUTING_YAML.replace("http://vllm:8001/v1", "env:VLLM_URL")
+    one, other = (parse(text, "r", ENV | {"VLLM_URL": url}) for url in ("http://a/v1/", "http://b/v1"))
+    assert one.table.models["small-1b"].base_url == "http://a/v1"
+    assert one.table.snapshot != other.table.snapshot
+
+
+OVERLAY = overlay(25, workload="support-router", candidate=Ref(model="small-1b", adapter="a1"))
+
+
+def test_overlays_are_laid_and_named() -> None:
+    """The snapshot's name depends on the file and on the overlays, and on nothing else."""
+    found = rules()
+    laid = with_overlays(found, {"support-router": OVERLAY, "unheard-of": overlay(5)})
+    assert laid.overlays == {"support-router": OVERLAY}
+    assert laid.snapshot == with_overlays(rules(), {"support-router": OVERLAY}).snapshot
+    others = [with_overlays(found, {}), with_overlays(rules(ROUTING_YAML + "#"), {"support-router": OVERLAY})]
+    assert len({laid.snapshot, *(table.snapshot for table in others)}) == 3
+    assert with_overlays(found, {}) is found.table
+
+
+def test_rollouts_off_sends_everything_to_the_incumbents() -> None:
+    off = rules(ROUTING_YAML + "rollouts: off\n")
+    assert with_overlays(off, {"support-router": OVERLAY}).overlays == {}
+
+
+def test_a_rollout_follows_the_policy_of_its_workload() -> None:
+    found = rules()
+    assert startable(found, "support-router", Ref(model="small-1b", adapter="a")) is found.rollouts["support-router"]
+
+
+@pytest.mark.parametrize(
+    ("workload", "candidate", "message"),
+    [
+        ("support", "small-1b", 'no workload support in routing.yaml; did you mean "support-router"?'),
+        ("plain", "backup", "workload plain has no rollout section in routing.yaml: write its steps and gates first"),
+        ("support-router", "small", 'no model "small" in routing.yaml; did you mean "small-1b"?'),
+        ("support-router", "backup:a", 'model "backup" serves no adapters; give it adapters: true in routing.yaml'),
+        ("support-router", "prod-70b", "prod-70b serves workload support-router already"),
+    ],
+)
+def test_what_cannot_be_rolled_out_is_refused(workload: str, candidate: str, message: str) -> None:
+    with pytest.raises((Refused, NotFound)) as caught:
+        startable(rules(), workload, Ref.parse(candidate))
+    assert str(caught.value) == message
+
+
+def test_no_rollout_starts_where_rollouts_are_off() -> None:
+    with pytest.raises(Refused, match="rollouts: off"):
+        startable(rules(ROUTING_YAML + "rollouts: off\n"), "support-router", Ref(model="small-1b"))
