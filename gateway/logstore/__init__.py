@@ -39,7 +39,10 @@ class LogCounts:
 
 
 class LogStore(Protocol):
-    """Every implementation passes the contract suite in tests/gateway/test_logstore.py."""
+    """Every implementation passes the contract suite in tests/gateway/test_logstore.py.
+
+    All raise StoreError when the store cannot be reached or refuses; its message holds no password.
+    """
 
     async def append(self, exchanges: Sequence[Exchange]) -> None:
         """Store a batch. An id that is there already is left as it is, so a batch may be sent again."""
@@ -53,5 +56,8 @@ class LogStore(Protocol):
         """Mirrors that came back for `rollout`, each with its original, by the mirror's id, from `after` on."""
 
     async def counts(self, workload: str | None = None) -> LogCounts: ...
+
+    async def expire(self, before: float) -> int:
+        """Drop every whole day (UTC, by the ids' own time) that ended by `before`, epoch seconds; how many days."""
 
     async def close(self) -> None: ...

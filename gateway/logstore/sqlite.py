@@ -10,6 +10,7 @@ import aiosqlite
 import orjson
 
 from gateway.errors import StoreError
+from gateway.ids import id_at
 from gateway.logstore import LogCounts, Query
 from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Pair, Usage
 
@@ -38,6 +39,7 @@ _INSERT: Final = (
     "ON CONFLICT (id) DO NOTHING"
 )
 _PAGE: Final = 500
+DAY: Final = 86_400
 
 
 class SqliteLogStore:
@@ -100,6 +102,22 @@ class SqliteLogStore:
                 by_outcome[row["outcome"]] = by_outcome.get(row["outcome"], 0) + row["n"]
         mirrors = sum(row["n"] for row in rows if row["mirrored"])
         return LogCounts(live=sum(by_outcome.values()), mirrors=mirrors, by_outcome=by_outcome)
+
+    async def expire(self, before: float) -> int:
+        """See LogStore. The file keeps its size; what was freed is used again."""
+        midnight = id_at(int(before // DAY * DAY * 1000), bytes(10))
+        try:
+            connection = await self._open()
+            cursor = await connection.execute(
+                "SELECT count(DISTINCT substr(datetime(timestamp, 'unixepoch'), 1, 10)) FROM exchanges WHERE id < ?",
+                [midnight],
+            )
+            ((days,),) = await cursor.fetchall()
+            await connection.execute("DELETE FROM exchanges WHERE id < ?", [midnight])
+            await connection.commit()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path}: {error}") from error
+        return int(days)
 
     async def close(self) -> None:
         if self._connection is not None:

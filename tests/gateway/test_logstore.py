@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError
+from gateway.ids import id_at
 from gateway.logstore import LogStore, Query
 from gateway.logstore.open import open_log_store
 from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
@@ -19,8 +20,13 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await opened.close()
 
 
+def uid(n: int) -> str:
+    """The id of exchange `n`, made at its time."""
+    return id_at((1000 + n) * 1000, n.to_bytes(10, "big"))
+
+
 def exchange(n: int, **more: object) -> Exchange:
-    return Exchange(**({"id": f"{n:08d}", "timestamp": 1000.0 + n, "workload_id": "w", "status": 200} | more))
+    return Exchange(**({"id": uid(n), "timestamp": 1000.0 + n, "workload_id": "w", "status": 200} | more))
 
 
 FULL = exchange(
@@ -48,7 +54,7 @@ async def test_the_same_batch_twice_is_one_batch(store: LogStore) -> None:
     """Ids make a repetition harmless."""
     await store.append([exchange(1), exchange(2)])
     await store.append([exchange(2, workload_id="changed"), exchange(3)])
-    assert await ids(store, workload="w") == ["00000001", "00000002", "00000003"]
+    assert await ids(store, workload="w") == [uid(1), uid(2), uid(3)]
 
 
 async def test_filters(store: LogStore) -> None:
@@ -58,16 +64,16 @@ async def test_filters(store: LogStore) -> None:
             exchange(1, client_id="a", model="m"),
             exchange(2, outcome=Outcome.CLIENT_GONE, rollout="r"),
             exchange(3, workload_id="other"),
-            exchange(4, arm=Arm.MIRROR, mirror_of="00000001"),
+            exchange(4, arm=Arm.MIRROR, mirror_of=uid(1)),
         ]
     )
-    assert await ids(store, client="a", model="m") == ["00000001"]
-    assert await ids(store, outcome=Outcome.CLIENT_GONE) == ["00000002"]
-    assert await ids(store, rollout="r") == ["00000002"]
-    assert await ids(store, workload="other") == ["00000003"]
-    assert await ids(store, kind="mirror") == ["00000004"]
-    assert await ids(store, kind="any") == ["00000001", "00000002", "00000003", "00000004"]
-    assert await ids(store, since=1002.0, until=1003.0) == ["00000002"]
+    assert await ids(store, client="a", model="m") == [uid(1)]
+    assert await ids(store, outcome=Outcome.CLIENT_GONE) == [uid(2)]
+    assert await ids(store, rollout="r") == [uid(2)]
+    assert await ids(store, workload="other") == [uid(3)]
+    assert await ids(store, kind="mirror") == [uid(4)]
+    assert await ids(store, kind="any") == [uid(1), uid(2), uid(3), uid(4)]
+    assert await ids(store, since=1002.0, until=1003.0) == [uid(2)]
 
 
 async def test_order_paging_and_limits(store: LogStore) -> None:
@@ -76,20 +82,20 @@ async def test_order_paging_and_limits(store: LogStore) -> None:
     everything = await ids(store)
     assert everything == sorted(everything)
     assert len(everything) == 1200
-    assert await ids(store, newest_first=True, limit=2) == ["00001200", "00001199"]
-    assert await ids(store, after="00001198") == ["00001199", "00001200"]
+    assert await ids(store, newest_first=True, limit=2) == [uid(1200), uid(1199)]
+    assert await ids(store, after=uid(1198)) == [uid(1199), uid(1200)]
     assert len(await ids(store, limit=700)) == 700
 
 
 async def test_pairs_come_in_order_of_arrival(store: LogStore) -> None:
     """A mirror that is shipped late is not passed over, though its id is older."""
     await store.append([exchange(1), exchange(2)])
-    await store.append([exchange(20, arm=Arm.MIRROR, mirror_of="00000002", rollout="r")])
+    await store.append([exchange(20, arm=Arm.MIRROR, mirror_of=uid(2), rollout="r")])
     (first,) = await store.pairs("r", None, 10)
-    await store.append([exchange(10, arm=Arm.MIRROR, mirror_of="00000001", rollout="r")])
+    await store.append([exchange(10, arm=Arm.MIRROR, mirror_of=uid(1), rollout="r")])
     assert first.mirrored is not None
     (late,) = await store.pairs("r", first.mirrored.id, 10)
-    assert late.live.id == "00000001"
+    assert late.live.id == uid(1)
     assert await store.pairs("other", None, 10) == []
 
 
@@ -106,3 +112,12 @@ def test_unknown_stores_are_refused() -> None:
     with pytest.raises(ConfigError, match="sqlite") as caught:
         open_log_store("mysql://user:secret@host/db")
     assert "secret" not in str(caught.value)
+
+
+async def test_whole_days_expire(store: LogStore) -> None:
+    """Only days that ended before the time; asking again finds nothing more."""
+    days = [exchange(n, id=id_at(n * 86_400_000 + 5_000, bytes(10)), timestamp=n * 86_400 + 5.0) for n in range(1, 5)]
+    await store.append([*days, exchange(5, id=id_at(86_400_000 + 6_000, bytes(10)), timestamp=86_406.0)])
+    assert await store.expire(3.5 * 86_400) == 2
+    assert await ids(store) == [days[2].id, days[3].id]
+    assert await store.expire(3.5 * 86_400) == 0
