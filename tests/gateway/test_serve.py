@@ -29,7 +29,7 @@ class Served:
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Return when its own workers answer; those of one that was killed may still do, as long as they have the port."""
+        """Return when its own workers answer; those of a killed one may still do, while they have the port."""
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "flywheel.cli", "serve", "--config", str(self.folder / "understudy.toml"),
             start_new_session=True,
