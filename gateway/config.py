@@ -47,7 +47,7 @@ class SpoolSettings(_Section):
     segment_age: float = Field(default=5.0, gt=0)
     max_total: int = Field(default=8 * 1024 * 1024 * 1024, ge=8192)
     on_full: Literal["serve", "refuse"] = "serve"
-    fsync: Literal["never", "interval"] = "interval"
+    fsync: Literal["never", "interval", "always"] = "interval"
     fsync_interval: float = Field(default=0.1, gt=0)
     ship_interval: float = Field(default=0.1, gt=0)
     ship_batch: int = Field(default=500, ge=1, le=10_000)

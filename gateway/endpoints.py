@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from gateway.errors import RequestRefused, error_body
 from gateway.ids import new_id
-from gateway.proxy import Proxy, Send
-from gateway.spool import Spool
-from gateway.tee import Inbound
+from gateway.proxy import Proxy, Send, log_full
+from gateway.spool import PIECE, Kind, Spool
+from gateway.tee import DEFAULT, Inbound
 
 __all__ = ["RELAYED", "Endpoints"]
 
@@ -48,10 +48,9 @@ class Endpoints:
         watcher = None
         try:
             if self._spool.refusing:
-                raise RequestRefused(
-                    503, "the log is full and set to refuse calls", code="log_full", kind="server_error"
-                )
+                raise log_full()
             if not await self._read_body(call, receive):
+                self._proxy.gone(call)
                 return
             task = asyncio.current_task()
             watcher = asyncio.get_running_loop().create_task(_watch(call, receive, task))
@@ -69,11 +68,9 @@ class Endpoints:
             if name == b"content-length" and value.isdigit() and int(value) > self._max_body:
                 raise _too_large(self._max_body)
         parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return False
+        size = fresh = 0
+        message = await receive()
+        while message["type"] == "http.request":
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self._max_body:
@@ -82,6 +79,19 @@ class Endpoints:
                 call.body = parts[0] if len(parts) == 1 else b"".join(parts)
                 call.received = time.perf_counter()
                 return True
+            fresh += 1
+            if size - call.spooled >= PIECE:
+                self._spool_part(call, b"".join(parts[-fresh:]))
+                fresh = 0
+            message = await receive()
+        call.body = b"".join(parts)
+        return False
+
+    def _spool_part(self, call: Inbound, part: bytes) -> None:
+        """Log what has come of a large body since the last time."""
+        about = {"id": call.id, "timestamp": call.timestamp, "path": call.path, "workload_id": DEFAULT}
+        self._spool.pieces(about, Kind.REQUEST, part, call.spooled)
+        call.spooled += len(part)
 
 
 async def _watch(call: Inbound, receive: Receive, task: "asyncio.Task[Any] | None") -> None:

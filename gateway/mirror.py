@@ -88,7 +88,7 @@ class Mirrors:
                 "latency_ms": round((time.perf_counter() - started) * 1000, 3),
                 "price": (price.input, price.output),
             }
-            self._sink.append(header, body, received)
+            self._sink.record(header, body, received)
             self._spend(mirror, received, told["stream"], price)
 
     async def _exchange(

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from gateway.breaker import Breakers
 from gateway.errors import RequestRefused, UpstreamCut, UpstreamError, UpstreamTimeout, error_body
+from gateway.include_usage import UsageFilter, with_usage
 from gateway.records import Arm, Attempt, Outcome
 from gateway.snapshot import Snapshot
 from gateway.tagging import Fields, Tags, conversation_of, read_fields, tag, tool_names, with_model
@@ -16,7 +17,9 @@ from gateway.upstream import Headers, Reply, Upstream, UpstreamRequest
 from routing.policy import Call, Decision, choose, match
 from routing.targets import RouteTable, Target
 
-__all__ = ["Proxy", "Send", "upstream_path"]
+__all__ = ["LOG_FULL", "Proxy", "Send", "log_full", "upstream_path"]
+
+LOG_FULL: Final = "log_full"
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -64,6 +67,8 @@ class Proxy:
             mirrors=self._mirrors,
             metrics=self._metrics,
         )
+        if not tee.open() and self._sink.refusing:
+            raise log_full()
         try:
             reply, first = await self._first_byte(call, tee)
             try:
@@ -80,18 +85,27 @@ class Proxy:
             tee.close(Outcome.GATEWAY_KILLED, "unexpected end")
 
     def refuse(self, call: Inbound, error: RequestRefused) -> None:
-        """Log a call that the gateway itself turned down."""
-        tags = tag(_lower(call.headers), Fields())
-        header = log_header(call, tags, None) | {
+        """Log a call that the gateway itself turned down; one for which the log has no room is counted."""
+        if error.code == LOG_FULL:
+            self._metrics.dropped("refused")
+            return
+        self._unserved(call, Outcome.SHED if error.status == 503 else Outcome.REFUSED, error.status, str(error))
+
+    def gone(self, call: Inbound) -> None:
+        """Log a call whose client left before all of it was here."""
+        self._unserved(call, Outcome.CLIENT_GONE, 0, "the client left within its request")
+
+    def _unserved(self, call: Inbound, outcome: Outcome, status: int, error: str) -> None:
+        header = log_header(call, tag(_lower(call.headers), Fields()), None) | {
             "arm": Arm.INCUMBENT,
-            "outcome": Outcome.SHED if error.status == 503 else Outcome.REFUSED,
-            "status": error.status,
+            "outcome": outcome,
+            "status": status,
             "latency_ms": round((time.perf_counter() - call.received) * 1000, 3),
             "config_snapshot": self._snapshot.table.snapshot,
-            "error": str(error),
+            "error": error,
         }
-        self._sink.append(header, call.body, ())
-        self._metrics.exchange(header["workload_id"], Arm.INCUMBENT, header["outcome"], 0.0, 0.0)
+        self._sink.record(header, call.body[call.spooled :])
+        self._metrics.exchange(header["workload_id"], Arm.INCUMBENT, outcome, 0.0, 0.0)
 
     def _decide(self, table: RouteTable, call: Inbound, fields: Fields) -> tuple[Tags, Decision]:
         headers = _lower(call.headers)
@@ -121,7 +135,7 @@ class Proxy:
             last = position == len(targets) - 1
             started = time.perf_counter()
             try:
-                reply, first = await self._try(call, tee.fields, target, arm)
+                reply, first = await self._try(call, tee, target, arm)
             except UpstreamError as error:
                 tee.target, tee.arm = target, arm
                 tee.attempts.append(_attempt(target, arm, str(error), started))
@@ -143,13 +157,15 @@ class Proxy:
             return reply, first
         raise UpstreamError("no target")  # a decision always has one
 
-    async def _try(self, call: Inbound, fields: Fields, target: Target, arm: Arm) -> tuple[Reply, bytes]:
+    async def _try(self, call: Inbound, tee: Tee, target: Target, arm: Arm) -> tuple[Reply, bytes]:
+        fields = tee.fields
         own = arm is Arm.INCUMBENT and target.ref.adapter is None
-        request = UpstreamRequest(
-            path=upstream_path(call.path, call.query),
-            headers=_headers_up(call.headers, target.model.api_key, keep_credentials=own),
-            body=with_model(call.body, fields, target.model.model),
-        )
+        headers = _headers_up(call.headers, target.model.api_key, keep_credentials=own)
+        body = with_model(call.body, fields, target.model.model)
+        if tee.decision.route.include_usage and (asking := with_usage(body, fields)) is not None:
+            body, tee.asked_usage = asking, True
+            headers = [header for header in headers if header[0] != b"accept-encoding"]
+        request = UpstreamRequest(path=upstream_path(call.path, call.query), headers=headers, body=body)
         reply = await self._upstream.send(target.model, request)
         try:
             return reply, await reply.read()
@@ -174,16 +190,23 @@ class Proxy:
 async def _relay(reply: Reply, chunk: bytes, tee: Tee, send: Send) -> None:
     """Pass the reply on, byte for byte. The exchange is in the spool before the last byte is handed over."""
     call = tee.call
-    await send({"type": "http.response.start", "status": reply.status, "headers": _headers_down(reply.headers, tee)})
+    usage = UsageFilter() if tee.asked_usage and tee.stream and not tee.encoding else None
+    headers = _headers_down(reply.headers, tee)
+    if usage is not None:
+        headers = [header for header in headers if header[0] != b"content-length"]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     while True:
         at_end = tee.feed(chunk) if chunk else False
         if at_end or reply.complete:
             tee.close(_outcome(reply.status))
+        if usage is not None:
+            chunk = usage.feed(chunk) + (usage.flush() if reply.complete else b"")
         if reply.complete:
             call.finished = True
             await send({"type": "http.response.body", "body": chunk, "more_body": False})
             return
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if chunk:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         started = time.perf_counter()
         try:
             chunk = await reply.read()
@@ -210,6 +233,11 @@ async def _give_up(error: UpstreamError, tee: Tee, send: Send) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *_own_headers(tee)]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def log_full() -> RequestRefused:
+    """The refusal of a gateway that is set to serve nothing that it cannot log."""
+    return RequestRefused(503, "the log is full and set to refuse calls", code=LOG_FULL, kind="server_error")
 
 
 def upstream_path(path: str, query: str) -> str:

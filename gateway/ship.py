@@ -12,69 +12,99 @@ import os
 import random
 import signal
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import orjson
 import structlog
 
-from gateway.assemble import assemble, usage_of
 from gateway.config import Settings, load_settings
 from gateway.errors import StoreError
+from gateway.exchanges import to_exchange
 from gateway.logstore import LogStore
 from gateway.logstore.open import open_log_store
-from gateway.records import JSON, Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
-from gateway.spool import Corrupt, Frame, read_frames
+from gateway.records import Exchange
 from gateway.supervise import stop_on_signals
-from gateway.telemetry import configure_logging
+from gateway.tail import Batch, Record, Tail, remove_taken
+from gateway.telemetry import ShipMetrics, configure_logging
 
-__all__ = ["Shipper", "main", "to_exchange"]
+__all__ = ["Reader", "Shipper", "main"]
 
 log = structlog.get_logger(__name__)
+
+_BATCHES_A_PASS = 20  # so that no folder keeps the others waiting
 
 
 @dataclass(slots=True)
 class Shipped:
-    """What a shipper did since it started."""
+    """What a shipper did since it started; `waiting` and `lag_seconds` are as of its last pass."""
 
     exchanges: int = 0
     quarantined: int = 0
+    damaged: int = 0
     torn_bytes: int = 0
     segments: int = 0
     batches: int = 0
+    waiting: int = 0
+    lag_seconds: float = 0.0
     last_error: str = ""
     at: float = field(default_factory=time.time)
 
 
-class Shipper:
-    """Tails every worker's segments in order. A segment is deleted when all of it is acknowledged by the store."""
+class Reader(Protocol):
+    """Where exchanges are brought: the log store, or a sink beside it."""
 
-    def __init__(self, settings: Settings, store: LogStore) -> None:
+    name: str
+    least: int
+    limit: int
+
+    async def take(self, exchanges: Sequence[Exchange], place: str) -> None:
+        """Store a batch; the same `place` may come again, with as many exchanges or more. Raises StoreError."""
+
+
+class StoreReader:
+    """Brings exchanges to the log store."""
+
+    name = "store"
+    least = 1
+
+    def __init__(self, store: LogStore, limit: int) -> None:
+        self._store = store
+        self.limit = limit
+
+    async def take(self, exchanges: Sequence[Exchange], place: str) -> None:
+        await self._store.append(exchanges)
+
+
+class Shipper:
+    """Tails every worker's segments in order. A segment is deleted when all of it is acknowledged by all readers."""
+
+    def __init__(self, settings: Settings, readers: Sequence[Reader], metrics: ShipMetrics | None = None) -> None:
+        """The first reader is the one that keeps account of what cannot be read."""
         self.done = Shipped()
         self._settings = settings
-        self._store = store
+        self._readers = readers
+        self._metrics = metrics or ShipMetrics()
         self._root = settings.spool_dir
-        self._offsets: dict[Path, int] = {}
+        self._tails: dict[tuple[Path, str], Tail] = {}
+        self._lag = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Ship until `stop`; back off with jitter while the store is down. Ends with a last pass."""
+        """Ship until `stop`; back off with jitter while a store is down. Ends with a last pass."""
         pause = self._settings.spool.ship_interval
         while True:
             stopping = stop.is_set()
+            moved = 0
             try:
                 moved = await self.ship_once()
                 pause = self._settings.spool.ship_interval
                 self.done.last_error = ""
             except StoreError as error:
-                moved = 0
                 pause = min(pause * 2, 5.0)
                 self.done.last_error = str(error)
-                log.warning(
-                    "log store is not there; exchanges wait in the spool", error=str(error), retry_s=round(pause, 2)
-                )
+                log.warning("exchanges wait in the spool", error=str(error), retry_s=round(pause, 2))
             self._write_status()
             if stopping:
                 return
@@ -83,146 +113,100 @@ class Shipper:
                     await asyncio.wait_for(stop.wait(), pause * random.uniform(0.75, 1.25))
 
     async def ship_once(self) -> int:
-        """One pass over all segments; returns how many exchanges were stored. Raises StoreError."""
-        moved = 0
+        """One pass over all folders; how many exchanges the first reader took.
+
+        Raises the StoreError of a reader that failed, after the others have had their turn.
+        """
+        moved, failures = 0, []
+        self._lag = 0.0
         for folder in sorted(path for path in self._root.iterdir() if path.is_dir()):
-            alive = _writer_lives(folder)  # asked before reading: what a dead writer left is complete
-            segments = sorted(folder.glob("*.seg"))
-            for position, segment in enumerate(segments):
-                moved += await self._ship_segment(segment)
-                if position + 1 < len(segments) or not alive:
-                    self._remove(segment)
-            if not alive:
-                with contextlib.suppress(OSError):
-                    (folder / "lock").unlink(missing_ok=True)
-                    folder.rmdir()
+            tails = [self._tail(folder, reader) for reader in self._readers]
+            for reader, tail in zip(self._readers, tails, strict=True):
+                try:
+                    taken = await self._drain(reader, tail)
+                except StoreError as error:
+                    failures.append(error)
+                else:
+                    moved += taken if reader is self._readers[0] else 0
+            self.done.segments += remove_taken(folder, tails)
+            if not folder.exists():
+                for reader in self._readers:
+                    del self._tails[folder, reader.name]
+        self.done.lag_seconds = round(self._lag, 3)
+        if failures:
+            raise failures[0]
         return moved
 
-    async def _ship_segment(self, segment: Path) -> int:
+    def _tail(self, folder: Path, reader: Reader) -> Tail:
+        key = (folder, reader.name)
+        if key not in self._tails:
+            self._tails[key] = Tail(folder, reader.name)
+        return self._tails[key]
+
+    async def _drain(self, reader: Reader, tail: Tail) -> int:
+        """Bring what is there to one reader, up to a number of batches."""
         moved = 0
-        for batch, end in self._batches(segment):
-            await self._store.append(batch)
-            self._offsets[segment] = end
-            moved += len(batch)
-            self.done.exchanges += len(batch)
-            self.done.batches += 1
+        for _ in range(_BATCHES_A_PASS):
+            batch = tail.next(reader.limit, least=reader.least)
+            if batch is None:
+                break
+            first = reader is self._readers[0]
+            exchanges = [made for record in batch.records if (made := self._exchange(record, keep=first)) is not None]
+            if exchanges:
+                self._lag = max(self._lag, time.time() - exchanges[0].timestamp)
+                started = time.perf_counter()
+                place = f"{tail.folder.name}-{batch.start.segment:08d}-{batch.start.offset:010d}"
+                await reader.take(exchanges, place)
+                if first:
+                    self._metrics.shipped(len(exchanges), time.perf_counter() - started, batch.size)
+            if first:
+                self._account(batch, tail.folder)
+                self.done.exchanges += len(exchanges)
+                self.done.batches += 1
+            tail.acknowledge()
+            moved += len(exchanges)
         return moved
 
-    def _batches(self, segment: Path) -> Iterator[tuple[list[Exchange], int]]:
-        batch: list[Exchange] = []
-        end = self._offsets.get(segment, 0)
-        for frame in read_frames(segment, end):
-            end = frame.end
-            try:
-                if isinstance(frame, Corrupt):
-                    raise ValueError(frame.reason)
-                batch.append(to_exchange(frame))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                self._quarantine(frame, segment, error)
-            if len(batch) >= self._settings.spool.ship_batch:
-                yield batch, end
-                batch = []
-        if batch:
-            yield batch, end
-        else:
-            self._offsets[segment] = end
+    def _exchange(self, record: Record, *, keep: bool) -> Exchange | None:
+        """The record as an exchange; one that is none goes to quarantine, where `keep` says so."""
+        try:
+            return to_exchange(record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if keep:
+                raw = orjson.dumps(record.header) + record.request + record.response
+                self._quarantine({"reason": f"{type(error).__name__}: {error}", "raw": base64.b64encode(raw).decode()})
+            return None
 
-    def _quarantine(self, frame: Frame | Corrupt, segment: Path, error: Exception) -> None:
-        """A record that cannot be read is kept aside, visible, and never in the way."""
-        raw = frame.raw if isinstance(frame, Corrupt) else orjson.dumps(frame.header) + frame.request + frame.response
-        entry = {
-            "segment": segment.name,
-            "reason": str(error) or type(error).__name__,
-            "raw": base64.b64encode(raw).decode(),
-        }
-        with (self._root / "quarantine.jsonl").open("ab") as file:
+    def _account(self, batch: Batch, folder: Path) -> None:
+        """Count what was damaged. Its bytes are not kept: nobody can tell whose they were."""
+        for place, corrupt in batch.damaged:
+            where = {"folder": folder.name, "segment": place.segment, "offset": place.offset}
+            if corrupt.torn:
+                self.done.torn_bytes += len(corrupt.raw)
+                log.warning("spool: a torn tail was cut", bytes=len(corrupt.raw), **where)
+            else:
+                self.done.damaged += 1
+                self._metrics.damaged()
+                self._quarantine(where | {"reason": corrupt.reason, "bytes": len(corrupt.raw)})
+
+    def _quarantine(self, entry: dict[str, object]) -> None:
+        """What cannot be shipped is kept aside, visible, and never in the way."""
+        with contextlib.suppress(OSError), (self._root / "quarantine.jsonl").open("ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
         self.done.quarantined += 1
-        log.error("spool: a record was quarantined", segment=segment.name, reason=entry["reason"])
-
-    def _remove(self, segment: Path) -> None:
-        torn = segment.stat().st_size - self._offsets.pop(segment, 0)
-        if torn > 0:
-            self.done.torn_bytes += torn
-            log.warning("spool: a torn tail was cut", segment=segment.name, bytes=torn)
-        segment.unlink()
-        self.done.segments += 1
+        self._metrics.quarantined()
+        log.error("spool: a record was quarantined", reason=entry["reason"])
 
     def _write_status(self) -> None:
         self.done.at = time.time()
+        self.done.waiting = sum(path.stat().st_size for path in self._root.glob("*/*.seg"))
+        self._metrics.waiting(self.done.waiting, self.done.lag_seconds)
         status = {name: getattr(self.done, name) for name in Shipped.__slots__}
         path = self._settings.run_dir / "ship.json"
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(orjson.dumps(status))
-        temporary.replace(path)
-
-
-def to_exchange(frame: Frame) -> Exchange:
-    """A spooled frame as an Exchange: bodies parsed, a stream assembled, tokens counted, the price worked out.
-
-    Raises ValueError, KeyError or TypeError for a frame that is none.
-    """
-    header: dict[str, Any] = dict(frame.header)
-    encoding, price = header.pop("encoding", ""), header.pop("price", (0.0, 0.0))
-    body = _decoded(frame.response, encoding)
-    response = (assemble(body) or _raw(body)) if header.get("stream") and header["status"] < 400 else _parsed(body)
-    usage = usage_of(response)
-    header["attempts"] = tuple(Attempt(**attempt) for attempt in header.get("attempts", ()))
-    return Exchange(
-        **header
-        | {
-            "arm": Arm(header["arm"]),
-            "outcome": Outcome(header["outcome"]),
-            "mirror": MirrorFate(header.get("mirror", MirrorFate.NONE)),
-            "usage": usage,
-            "cost_usd": _cost(usage, price),
-            "request": _parsed(frame.request),
-            "response": response,
-        }
-    )
-
-
-def _cost(usage: Usage | None, price: tuple[float, float]) -> float | None:
-    if usage is None:
-        return None
-    return (usage.input_tokens * price[0] + usage.output_tokens * price[1]) / 1e6
-
-
-def _parsed(body: bytes) -> JSON | None:
-    if not body:
-        return None
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _raw(body)
-    return value if isinstance(value, dict) else {"value": value}
-
-
-def _raw(body: bytes) -> JSON | None:
-    return {"raw": body.decode("utf-8", "replace")} if body else None
-
-
-def _decoded(body: bytes, encoding: str) -> bytes:
-    if encoding not in ("gzip", "deflate") or not body:
-        return body
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
-    with contextlib.suppress(zlib.error):
-        return decoder.decompress(body)
-    return body
-
-
-def _writer_lives(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        with contextlib.suppress(OSError):  # a full disk stops nothing
+            temporary.write_bytes(orjson.dumps(status))
+            temporary.replace(path)
 
 
 async def _serve(settings: Settings, watch_fd: int | None, once: bool) -> None:
@@ -231,7 +215,7 @@ async def _serve(settings: Settings, watch_fd: int | None, once: bool) -> None:
     lock = os.open(settings.spool_dir / "ship.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # one shipper a spool; the next waits for it
     store = open_log_store(settings.log_store)
-    shipper = Shipper(settings, store)
+    shipper = Shipper(settings, [StoreReader(store, settings.spool.ship_batch)])
     try:
         if once:
             await shipper.ship_once()
@@ -243,7 +227,7 @@ async def _serve(settings: Settings, watch_fd: int | None, once: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run until stopped; exit 0."""
+    """Run until stopped; exit 0. With --once, 1 when the store could not be reached."""
     parser = argparse.ArgumentParser(prog="python -m gateway.ship", description="Ship the spool to the log store.")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--watch-fd", type=int)
@@ -253,7 +237,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.suppress(OSError):
         os.nice(5)
-    asyncio.run(_serve(load_settings(arguments.config), arguments.watch_fd, arguments.once))
+    try:
+        asyncio.run(_serve(load_settings(arguments.config), arguments.watch_fd, arguments.once))
+    except StoreError as error:
+        log.error("not all was shipped", error=str(error))
+        return 1
     return 0
 
 

@@ -1,14 +1,17 @@
 """The spool: append-only segments on local disk, where an exchange is safe before its reply's end goes to the client.
 
-A segment starts with MAGIC; then frames follow, little-endian:
+A segment starts with MAGIC and eight random bytes, its mark. Then frames follow, little-endian:
 
-    u32 length of what follows the crc · u32 crc32 of it · u32 header · u32 request · u32 response · the three parts
+    mark · u32 crc32 of what follows · u32 header · u32 request · u32 response · the three parts
 
-The header is JSON: an exchange's fields without its bodies (gateway.records), and how to read the bodies. The bodies
-are the bytes as they passed.
+The header is JSON: an exchange's id and fields, and how to read its bodies; the bodies are the bytes as they passed.
+`frame` in the header says which piece of the exchange this is (`Kind`); gateway.tail joins them again. The mark is
+what reading finds the next frame by after damage: nobody who sends a body can know it.
 """
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -16,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,13 +30,31 @@ from gateway.config import SpoolSettings
 from gateway.ids import new_id
 from gateway.telemetry import Metrics
 
-__all__ = ["MAGIC", "Corrupt", "Frame", "Spool", "read_frames"]
+__all__ = ["HEAD", "MAGIC", "PIECE", "Corrupt", "Frame", "Kind", "Spool", "read_frames"]
 
 log = structlog.get_logger(__name__)
 
 MAGIC: Final = b"USPOOL1\n"
-_PREFIX: Final = struct.Struct("<IIIII")
+PIECE: Final = 256 * 1024  # bytes of a body that one frame holds at most
+_MARK: Final = 8
+HEAD: Final = len(MAGIC) + _MARK
+_PREFIX: Final = struct.Struct("<8sIIII")
+_SIZES: Final = struct.Struct("<III")
 _MAX_PARTS: Final = 512  # below IOV_MAX
+_BALLAST: Final = 4 * 1024 * 1024
+
+
+class Kind(StrEnum):
+    """Which piece of an exchange a frame holds."""
+
+    WHOLE = "whole"  # all of it
+    OPEN = "open"  # what is known before the upstream is called, with the request
+    REQUEST = "request"  # a piece of a large request, in order, before OPEN
+    RESPONSE = "response"  # a piece of a large reply, in order
+    CLOSE = "close"  # how it ended, with the reply or the rest of it
+
+
+_ENDS: Final = frozenset((Kind.WHOLE, Kind.CLOSE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +69,22 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrupt:
-    """A frame whose checksum or header is wrong; reading goes on behind it."""
+    """Bytes that are no frame; reading goes on behind them. A torn one reaches to the segment's end."""
 
     raw: bytes
     reason: str
     end: int
+
+    @property
+    def torn(self) -> bool:
+        return self.reason == "torn"
 
 
 class Spool:
     """One worker's writer. Appending is synchronous: one `writev` to the page cache, no lock and no disk sync."""
 
     def __init__(self, folder: Path, settings: SpoolSettings, metrics: Metrics) -> None:
-        """Raises OSError when the folder cannot be made."""
+        """Raises OSError when the folder cannot be made. A full disk is no reason not to start."""
         self._settings = settings
         self._metrics = metrics
         self._root = folder
@@ -66,103 +92,221 @@ class Spool:
         self._folder.mkdir(parents=True)
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)  # tells the shipper that this folder's writer lives
+        self._ballast = self._folder / "ballast"
+        self._low = False  # the disk has run full, and has not got room again
         self._number = 0
         self._size = 0
         self._opened = 0.0
-        self._dirty = False
-        self._total = 0
-        self._fd = self._open_segment()
+        self._mark = b""
+        self._dirty = asyncio.Event()
+        self._finished: list[int] = []  # segments that are full, still to be synced and closed
+        self._total = _folder_size(folder)
+        self._fd = -1
+        self._open_segment()
+        self._hold_ballast()
+
+    @property
+    def full(self) -> bool:
+        """True when no more calls should be let in, so that those in flight keep their room."""
+        room = min(_BALLAST * 16, self._settings.max_total // 8)
+        return self._low or self._total >= self._settings.max_total - room
 
     @property
     def refusing(self) -> bool:
-        """True when the folder is full and the setting says to refuse calls rather than lose their log."""
-        return self._settings.on_full == "refuse" and self._total >= self._settings.max_total
+        """True when the spool is full and the setting says to refuse calls rather than lose their log."""
+        return self._settings.on_full == "refuse" and self.full
 
-    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> bool:
-        """Hand one exchange to the kernel. False, counted by reason, when there is no room for it."""
+    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
+        """Hand one frame to the kernel. False when there is no room for it; a lost exchange is counted by reason."""
+        kind = header.get("frame", Kind.WHOLE)
         if self._total >= self._settings.max_total:
-            self._metrics.dropped("spool_full")
-            return False
+            return self._lost(kind, "spool_full")
         if self._size >= self._settings.segment or time.monotonic() - self._opened > self._settings.segment_age:
             self._rotate()
-        parts = _frame(header, request, response)
+        head = orjson.dumps(header)
+        if self._write(head, request, response) or (self._drop_ballast() and self._write(head, request, response)):
+            self._dirty.set()
+            if kind in _ENDS:
+                self._metrics.spooled()
+            return True
+        return self._lost(kind, "disk_full")
+
+    def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None:
+        """A part of a large body as it passes, in frames of at most PIECE bytes; `at` is its offset in the body."""
+        for start in range(0, len(body), PIECE):
+            part = body[start : start + PIECE]
+            header = call | {"frame": kind, "at": at + start}
+            self.append(header, part if kind is Kind.REQUEST else b"", (part,) if kind is Kind.RESPONSE else ())
+
+    def record(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
+        """A whole exchange at once, however large."""
+        call = {"id": header["id"]}
+        if len(request) > PIECE:
+            self.pieces(call, Kind.REQUEST, request, 0)
+            request = b""
+        if sum(map(len, response)) > PIECE:
+            self.pieces(call, Kind.RESPONSE, b"".join(response), 0)
+            response = ()
+        return self.append(header, request, response)
+
+    async def run(self) -> None:
+        """Off the request's way: sync to disk by the setting, keep the folder's size known and the ballast there."""
+        loop = asyncio.get_running_loop()
+        pause = 0.0 if self._settings.fsync == "always" else self._settings.fsync_interval
+        measured = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._dirty.wait(), 1.0)
+            if self._dirty.is_set():
+                self._dirty.clear()
+                await loop.run_in_executor(None, self._sync)
+            if loop.time() - measured > 1.0:
+                measured = loop.time()
+                self._total = await loop.run_in_executor(None, _folder_size, self._root)
+                self._metrics.spool_bytes(self._total)
+                self._hold_ballast()
+            await asyncio.sleep(pause)
+
+    def close(self) -> None:
+        """Let the shipper have everything."""
+        self._sync()
+        for fd in (self._fd, self._lock):
+            if fd >= 0:
+                os.close(fd)
+        self._ballast.unlink(missing_ok=True)
+
+    def _lost(self, kind: Kind, reason: str) -> bool:
+        if kind is not Kind.OPEN:  # without it, all is in the frame that ends the exchange
+            self._metrics.dropped(reason if kind in _ENDS else f"{reason}_piece")
+        return False
+
+    def _sync(self) -> None:
+        finished, self._finished = self._finished, []
+        wanted = self._settings.fsync != "never"
+        for fd in (*finished, self._fd):
+            if wanted and fd >= 0:
+                with contextlib.suppress(OSError):  # what the disk does not take now is tried at the next sync
+                    os.fdatasync(fd)
+        for fd in finished:
+            os.close(fd)
+
+    def _write(self, head: bytes, request: bytes, response: Sequence[bytes]) -> bool:
+        if self._fd < 0 and not self._open_segment():
+            return False
+        parts = _frame(self._mark, head, request, response)
         length = sum(map(len, parts))
         try:
             written = os.writev(self._fd, parts)
         except OSError as error:
             written = 0
-            log.error("spool: append failed", folder=str(self._folder), error=error.strerror)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                log.error("spool: append failed", folder=str(self._folder), error=error.strerror)
         if written != length:
             os.ftruncate(self._fd, self._size)
-            self._metrics.dropped("disk_full")
             return False
         self._size += length
         self._total += length
-        self._dirty = True
-        self._metrics.spooled()
         return True
 
-    async def run(self) -> None:
-        """Off the request's way: sync to disk by the setting, and keep the folder's size known."""
-        loop = asyncio.get_running_loop()
-        measured = 0.0
-        while True:
-            await asyncio.sleep(self._settings.fsync_interval)
-            if self._dirty and self._settings.fsync == "interval":
-                self._dirty = False
-                await loop.run_in_executor(None, os.fdatasync, self._fd)
-            if loop.time() - measured > 1.0:
-                measured = loop.time()
-                self._total = await loop.run_in_executor(None, _folder_size, self._root)
-                self._metrics.spool_bytes(self._total)
-
-    def close(self) -> None:
-        """Let the shipper have everything."""
-        os.fsync(self._fd)
-        os.close(self._fd)
-        os.close(self._lock)
-
     def _rotate(self) -> None:
-        if self._size > len(MAGIC):
-            os.close(self._fd)
-            self._fd = self._open_segment()
+        if self._size > HEAD:
+            self._finished.append(self._fd)
+            self._dirty.set()
+            self._fd = -1
+            self._open_segment()
         else:
             self._opened = time.monotonic()
 
-    def _open_segment(self) -> int:
-        self._number += 1
-        path = self._folder / f"{self._number:08d}.seg"
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        os.write(fd, MAGIC)
-        self._size = len(MAGIC)
+    def _open_segment(self) -> bool:
+        path = self._folder / f"{self._number + 1:08d}.seg"
+        mark = os.urandom(_MARK)
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            if os.write(fd, MAGIC + mark) != HEAD:
+                raise OSError(errno.ENOSPC, "no space left")
+        except OSError as error:
+            log.error("spool: no new segment", path=str(path), error=error.strerror)
+            with contextlib.suppress(OSError, UnboundLocalError):
+                os.close(fd)
+                path.unlink()
+            return False
+        self._fd, self._mark, self._number = fd, mark, self._number + 1
+        self._size = HEAD
         self._opened = time.monotonic()
-        return fd
+        return True
+
+    def _hold_ballast(self) -> None:
+        """Keep some disk space for the exchanges that are in flight when the disk runs full."""
+        if self._ballast.exists():
+            return
+        disk = os.statvfs(self._folder)
+        size = max(PIECE, min(_BALLAST, self._settings.max_total // 16, disk.f_bavail * disk.f_frsize // 8))
+        try:
+            fd = os.open(self._ballast, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+        except OSError:
+            self._low = True
+            self._ballast.unlink(missing_ok=True)
+        else:
+            self._low = False
+
+    def _drop_ballast(self) -> bool:
+        """Make room by giving the ballast up; False when it is gone already."""
+        if not self._low:
+            log.error("spool: the disk is full", folder=str(self._folder), on_full=self._settings.on_full)
+            self._low = True
+        try:
+            self._ballast.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
 
-def read_frames(path: Path, offset: int = 0) -> Iterator[Frame | Corrupt]:
-    """The whole frames of a segment from `offset` on; an unfinished one at the end is left for the next reading."""
+def read_frames(path: Path, offset: int = 0, *, final: bool = True) -> Iterator[Frame | Corrupt]:
+    """The frames of a segment from `offset` on.
+
+    Of a segment that is still written to (not `final`), an unfinished frame at the end is left for the next reading;
+    of a final one, it is a Corrupt that is torn. Damage costs the damaged frames alone: the others are found again.
+    """
     with path.open("rb") as file:
-        if offset == 0:
-            if file.read(len(MAGIC)) != MAGIC:
-                return
-            offset = len(MAGIC)
+        head = file.read(HEAD)
+        if len(head) < HEAD or not head.startswith(MAGIC):
+            if final and head:
+                raw = head + file.read()
+                yield Corrupt(raw=raw, reason="torn" if MAGIC.startswith(head[: len(MAGIC)]) else "magic", end=len(raw))
+            return
+        mark = head[len(MAGIC) :]
+        offset = max(offset, HEAD)
         file.seek(offset)
-        while len(prefix := file.read(_PREFIX.size)) == _PREFIX.size:
-            length, crc, *sizes = _PREFIX.unpack(prefix)
-            if length != 12 + sum(sizes):
-                rest = file.read()
-                yield Corrupt(raw=prefix + rest, reason="length", end=offset + _PREFIX.size + len(rest))
-                return
-            body = file.read(length - 12)
-            if len(body) != length - 12:
-                return
-            offset += 8 + length
-            yield _parse(prefix[8:], crc, sizes, body, offset)
+        while prefix := file.read(_PREFIX.size):
+            frame = _next(file, prefix, mark, offset)
+            if frame is None:
+                rest = prefix + file.read()
+                found = _resume(rest, mark) if final or len(rest) > 2 * PIECE else 0
+                if not found and not final:
+                    return  # the writer is in the middle of it, or has not come to it
+                raw = rest[: found or len(rest)]
+                frame = Corrupt(raw=raw, reason="damaged" if found else "torn", end=offset + len(raw))
+                file.seek(frame.end)
+            offset = frame.end
+            yield frame
 
 
-def _parse(lengths: bytes, crc: int, sizes: list[int], body: bytes, end: int) -> Frame | Corrupt:
-    if zlib.crc32(body, zlib.crc32(lengths)) != crc:
-        return Corrupt(raw=body, reason="checksum", end=end)
+def _next(file: Any, prefix: bytes, mark: bytes, offset: int) -> Frame | Corrupt | None:
+    """The frame that starts with `prefix`; None when none does. The file stands behind it, or anywhere."""
+    if len(prefix) < _PREFIX.size:
+        return None
+    found, crc, *sizes = _PREFIX.unpack(prefix)
+    if found != mark:
+        return None
+    body = file.read(sum(sizes))
+    if len(body) != sum(sizes) or zlib.crc32(body, zlib.crc32(prefix[12:])) != crc:
+        file.seek(offset + len(prefix))
+        return None
+    end = offset + len(prefix) + len(body)
     head, request = sizes[0], sizes[1]
     try:
         header = orjson.loads(body[:head])
@@ -171,16 +315,28 @@ def _parse(lengths: bytes, crc: int, sizes: list[int], body: bytes, end: int) ->
     return Frame(header=header, request=body[head : head + request], response=body[head + request :], end=end)
 
 
-def _frame(header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> list[bytes]:
-    head = orjson.dumps(header)
+def _resume(rest: bytes, mark: bytes) -> int:
+    """Where in `rest`, behind its start, the next whole frame begins; 0 when there is none."""
+    at = rest.find(mark, 1)
+    while at > 0:
+        prefix = rest[at : at + _PREFIX.size]
+        if len(prefix) == _PREFIX.size:
+            _, crc, *sizes = _PREFIX.unpack(prefix)
+            body = rest[at + _PREFIX.size : at + _PREFIX.size + sum(sizes)]
+            if len(body) == sum(sizes) and zlib.crc32(body, zlib.crc32(prefix[12:])) == crc:
+                return at
+        at = rest.find(mark, at + 1)
+    return 0
+
+
+def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> list[bytes]:
     if len(response) > _MAX_PARTS:
         response = [b"".join(response)]
-    size = sum(map(len, response))
-    lengths = struct.pack("<III", len(head), len(request), size)
-    crc = zlib.crc32(lengths)
+    sizes = _SIZES.pack(len(head), len(request), sum(map(len, response)))
+    crc = zlib.crc32(sizes)
     for part in (head, request, *response):
         crc = zlib.crc32(part, crc)
-    return [struct.pack("<II", 12 + len(head) + len(request) + size, crc) + lengths, head, request, *response]
+    return [mark + crc.to_bytes(4, "little") + sizes, head, request, *response]
 
 
 def _folder_size(folder: Path) -> int:

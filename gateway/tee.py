@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
 from gateway.records import Arm, Attempt, MirrorFate, Outcome
+from gateway.spool import PIECE, Kind
 from gateway.tagging import Fields, Tags
 from gateway.telemetry import Metrics
 from routing.policy import Decision
@@ -29,6 +30,7 @@ class Inbound:
     query: str
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
+    spooled: int = 0  # bytes of the body that are in the spool already
     waited: float = 0.0  # spent waiting for upstreams
     finished: bool = False
     gone: bool = False
@@ -37,7 +39,14 @@ class Inbound:
 class Sink(Protocol):
     """Where an exchange goes: gateway.spool.Spool."""
 
-    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> bool: ...
+    @property
+    def refusing(self) -> bool: ...
+
+    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool: ...
+
+    def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None: ...
+
+    def record(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool: ...
 
 
 class Mirroring(Protocol):
@@ -65,11 +74,22 @@ class Tee:
     status: int = 0
     encoding: str = ""
     stream: bool = False
+    asked_usage: bool = False  # the gateway asked for the stream's tokens, the client did not
     attempts: list[Attempt] = field(default_factory=list)
+    _opened: bool = False
     _chunks: list[bytes] = field(default_factory=list)
+    _held: int = 0  # bytes in `_chunks`
+    _spooled: int = 0  # bytes of the reply that are in the spool already
     _tail: bytes = b""
     _first: float = 0.0
     _closed: bool = False
+
+    def open(self) -> bool:
+        """Log what is known so far: a gateway that is killed now leaves the request behind. False: there is no room."""
+        header = log_header(self.call, self.tags, self.decision)
+        header |= {"config_snapshot": self.snapshot, "arm": self.decision.arm, "frame": Kind.OPEN}
+        self._opened = self.sink.append(header, self._request())
+        return self._opened
 
     def head(self, target: Target, arm: Arm, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """The reply's head is here, from `target`."""
@@ -86,7 +106,7 @@ class Tee:
             self._first = time.perf_counter()
         if self._closed:
             return False
-        self._chunks.append(chunk)
+        self._keep(chunk)
         if not self.stream or self.encoding:
             return False
         window = self._tail + chunk
@@ -104,13 +124,27 @@ class Tee:
         fates = [(mirror, self.mirrors.reserve(mirror)) for mirror in wanted]
         header = self._header(outcome, error, now)
         header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
-        self.sink.append(header, self.call.body, self._chunks)
+        header["frame"] = Kind.CLOSE if self._opened else Kind.WHOLE
+        self.sink.append(header, b"" if self._opened else self._request(), self._chunks)
         self._chunks = []
         for mirror, fate in fates:
             if fate is MirrorFate.SENT:
                 self.mirrors.launch(mirror, self.call, self.fields, self.decision, self.tags)
         latency = now - self.call.received
         self.metrics.exchange(header["workload_id"], self.arm, outcome, latency, latency - self.call.waited)
+
+    def _keep(self, chunk: bytes) -> None:
+        """Hold a little of the reply, and spool the rest as it passes."""
+        self._chunks.append(chunk)
+        self._held += len(chunk)
+        if self._held >= PIECE:
+            self.sink.pieces({"id": self.call.id}, Kind.RESPONSE, b"".join(self._chunks), self._spooled)
+            self._spooled += self._held
+            self._chunks, self._held = [], 0
+
+    def _request(self) -> bytes:
+        """The part of the request that is not in the spool yet."""
+        return self.call.body[self.call.spooled :] if self.call.spooled else self.call.body
 
     def _header(self, outcome: Outcome, error: str, now: float) -> dict[str, Any]:
         call, decision, target = self.call, self.decision, self.target

@@ -34,6 +34,9 @@ _SECONDS = (
 )
 
 
+_HEADER_BYTES = 900  # of an exchange's two frames, beside its bodies
+
+
 class Metrics:
     """The gateway's metrics. Names and labels use the words of the design."""
 
@@ -85,6 +88,39 @@ class Metrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+
+class ShipMetrics:
+    """The shipper's metrics; they appear beside the workers' at `/metrics`."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        made: dict[str, Any] = {"registry": registry or CollectorRegistry()}
+        live: dict[str, Any] = made | {"multiprocess_mode": "livemostrecent"}
+        self._shipped = Counter("understudy_shipped", "Exchanges that the log store has acknowledged", **made)
+        self._batch = Histogram("understudy_ship_batch_seconds", "Time to store a batch", buckets=_SECONDS, **made)
+        self._quarantined = Counter("understudy_quarantined", "Records that could not be shipped", **made)
+        self._damaged = Counter("understudy_spool_damaged", "Places in the spool that are no record", **made)
+        self._waiting = Gauge("understudy_ship_waiting_bytes", "Bytes of segments that are not deleted yet", **live)
+        self._lag = Gauge("understudy_ship_lag_seconds", "Age of the oldest exchange of the last batches", **live)
+        self._behind = Gauge("understudy_ship_lag_records", "Exchanges that wait, by their mean size", **live)
+        self._mean = 0.0
+
+    def shipped(self, exchanges: int, seconds: float, size: int) -> None:
+        """A batch that the store has; `size` is the bytes of its bodies."""
+        self._shipped.inc(exchanges)
+        self._batch.observe(seconds)
+        self._mean = size / exchanges
+
+    def quarantined(self) -> None:
+        self._quarantined.inc()
+
+    def damaged(self) -> None:
+        self._damaged.inc()
+
+    def waiting(self, size: int, seconds: float) -> None:
+        self._waiting.set(size)
+        self._lag.set(seconds)
+        self._behind.set(size // (self._mean + _HEADER_BYTES))
 
 
 def exposition(metrics: Metrics, shared: Path | None) -> bytes:

@@ -203,6 +203,7 @@ def _route(workload: str, section: RouteSection) -> Route:
         ),
         fallbacks=tuple(section.fallbacks),
         sticky=tuple(section.sticky),
+        include_usage=section.include_usage,
         mirrors=tuple(Mirror(**mirror.model_dump()) for mirror in section.mirror),
         breaker=Breaker(failures=section.breaker.failures, open_seconds=section.breaker.open),
     )

@@ -241,6 +241,7 @@ class RouteSection(Section):
     match: MatchSection = MatchSection()
     fallbacks: list[Name] = []
     sticky: Annotated[list[StickyKey], Field(min_length=1)] = ["session", "user", "conversation"]
+    include_usage: bool = False
     mirror: list[MirrorSection] = []
     breaker: BreakerSection = BreakerSection()
     rollout: RolloutSection | None = None

@@ -112,13 +112,17 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What routing.yaml says of one workload. The rollout and flywheel sections are read by their own packages."""
+    """What routing.yaml says of one workload. The rollout and flywheel sections are read by their own packages.
+
+    `include_usage` has the gateway ask for the tokens of streams whose client did not.
+    """
 
     workload: str
     serve: str
     match: Match = Match()
     fallbacks: tuple[str, ...] = ()
     sticky: tuple[StickyKey, ...] = ("session", "user", "conversation")
+    include_usage: bool = False
     mirrors: tuple[Mirror, ...] = ()
     breaker: Breaker = Breaker()
 

@@ -16,7 +16,7 @@ from gateway.config import GatewaySettings, Settings, SpoolSettings
 from gateway.logstore import LogStore, Query
 from gateway.logstore.open import open_log_store
 from gateway.records import Exchange
-from gateway.ship import Shipper
+from gateway.ship import Shipper, StoreReader
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Running:
         return str(self.client.base_url)
 
     async def exchanges(self, kind: str = "any") -> list[Exchange]:
-        await Shipper(self.settings, self.store).ship_once()
+        await Shipper(self.settings, [StoreReader(self.store, 500)]).ship_once()
         return [exchange async for exchange in self.store.scan(Query(kind=kind))]
 
     async def exchange(self) -> Exchange:

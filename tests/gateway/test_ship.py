@@ -12,7 +12,7 @@ from gateway.ids import new_id
 from gateway.logstore import Query
 from gateway.logstore.sqlite import SqliteLogStore
 from gateway.records import Exchange
-from gateway.ship import Shipper
+from gateway.ship import Shipper, StoreReader
 from gateway.spool import Spool
 from gateway.telemetry import Metrics
 
@@ -29,6 +29,10 @@ def settings(tmp_path: Path) -> Settings:
     made = Settings(data_dir=tmp_path, spool=SpoolSettings(segment=4096, ship_interval=0.01))
     made.run_dir.mkdir()
     return made
+
+
+def shipper_of(settings: Settings, store: SqliteLogStore) -> Shipper:
+    return Shipper(settings, [StoreReader(store, settings.spool.ship_batch)])
 
 
 class Failing(SqliteLogStore):
@@ -53,7 +57,7 @@ async def test_everything_arrives_once_and_segments_go(settings: Settings) -> No
     writers = [Spool(settings.spool_dir, settings.spool, Metrics()) for _ in range(2)]
     for n in range(40):
         writers[n % 2].append(header(), b'{"a": 1}', [b"x" * 400])
-    shipper = Shipper(settings, store)
+    shipper = shipper_of(settings, store)
     assert await shipper.ship_once() == 40
     assert await shipper.ship_once() == 0
     assert len(list(settings.spool_dir.glob("*/*.seg"))) == 2
@@ -72,8 +76,8 @@ async def test_a_new_shipper_sends_again_and_nothing_doubles(settings: Settings)
     writer = Spool(settings.spool_dir, settings.spool, Metrics())
     for _ in range(5):
         writer.append(header(), b"{}", [])
-    await Shipper(settings, store).ship_once()
-    await Shipper(settings, store).ship_once()
+    await shipper_of(settings, store).ship_once()
+    await shipper_of(settings, store).ship_once()
     assert len(await stored(store)) == 5
     writer.close()
     await store.close()
@@ -86,7 +90,7 @@ async def test_the_store_may_be_down_for_a_while(settings: Settings) -> None:
     for _ in range(5):
         writer.append(header(), b"{}", [])
     stop = asyncio.Event()
-    shipping = asyncio.ensure_future(Shipper(settings, store).run(stop))
+    shipping = asyncio.ensure_future(shipper_of(settings, store).run(stop))
     async with asyncio.timeout(5):
         while len(await stored(store)) < 5:
             await asyncio.sleep(0.01)
@@ -105,7 +109,7 @@ async def test_poison_is_kept_aside(settings: Settings) -> None:
     writer.append(header(arm="nobody"), b"{}", [])
     writer.append(header(), b"{}", [])
     writer.close()
-    shipper = Shipper(settings, store)
+    shipper = shipper_of(settings, store)
     assert await shipper.ship_once() == 2
     assert shipper.done.quarantined == 2
     assert len((settings.spool_dir / "quarantine.jsonl").read_bytes().splitlines()) == 2
@@ -121,7 +125,7 @@ async def test_a_torn_tail_is_cut_and_counted(settings: Settings) -> None:
     (segment,) = settings.spool_dir.glob("*/*.seg")
     with segment.open("ab") as file:
         file.write(b"\x40\x00\x00\x00torn")
-    shipper = Shipper(settings, store)
+    shipper = shipper_of(settings, store)
     assert await shipper.ship_once() == 1
     assert shipper.done.torn_bytes == 8
     assert not segment.exists()
@@ -134,7 +138,7 @@ async def test_bodies_that_are_no_json_are_kept_as_text(settings: Settings) -> N
     writer = Spool(settings.spool_dir, settings.spool, Metrics())
     writer.append(header(status=502, outcome="upstream_error"), b"not json", [b"<html>"])
     writer.close()
-    await Shipper(settings, store).ship_once()
+    await shipper_of(settings, store).ship_once()
     (exchange,) = await stored(store)
     assert (exchange.request, exchange.response) == ({"raw": "not json"}, {"raw": "<html>"})
     await store.close()

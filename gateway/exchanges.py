@@ -1,0 +1,74 @@
+"""From a spooled record to an exchange: bodies parsed, streams assembled, tokens and price worked out. Pure."""
+
+import contextlib
+import zlib
+from typing import Any
+
+import orjson
+
+from gateway.assemble import assemble, usage_of
+from gateway.records import JSON, Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
+from gateway.tail import Record
+
+__all__ = ["to_exchange"]
+
+_NOT_FIELDS = ("frame", "at")
+_MAX_BODY = 64 * 1024 * 1024
+
+
+def to_exchange(record: Record) -> Exchange:
+    """The exchange that a record holds; one that never ended has the outcome `gateway_killed`.
+
+    Raises ValueError, KeyError or TypeError for a record that is none.
+    """
+    header: dict[str, Any] = {name: value for name, value in record.header.items() if name not in _NOT_FIELDS}
+    encoding, price = header.pop("encoding", ""), header.pop("price", (0.0, 0.0))
+    stream = bool(header.get("stream"))
+    if not record.ended:
+        header |= {"arm": header.get("arm", Arm.INCUMBENT), "outcome": Outcome.GATEWAY_KILLED}
+        stream = stream or record.response.startswith((b"data:", b":", b"event:"))
+    body = _decoded(record.response, encoding)
+    response = (assemble(body) or _raw(body)) if stream and header.get("status", 0) < 400 else _parsed(body)
+    usage = usage_of(response)
+    return Exchange(
+        **header
+        | {
+            "arm": Arm(header["arm"]),
+            "outcome": Outcome(header["outcome"]),
+            "mirror": MirrorFate(header.get("mirror", MirrorFate.NONE)),
+            "attempts": tuple(Attempt(**attempt) for attempt in header.get("attempts", ())),
+            "usage": usage,
+            "cost_usd": _cost(usage, price),
+            "request": _parsed(record.request),
+            "response": response,
+        }
+    )
+
+
+def _cost(usage: Usage | None, price: tuple[float, float]) -> float | None:
+    if usage is None:
+        return None
+    return (usage.input_tokens * price[0] + usage.output_tokens * price[1]) / 1e6
+
+
+def _parsed(body: bytes) -> JSON | None:
+    if not body:
+        return None
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _raw(body)
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def _raw(body: bytes) -> JSON | None:
+    return {"raw": body.decode("utf-8", "replace")} if body else None
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    if encoding not in ("gzip", "deflate") or not body:
+        return body
+    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
+    with contextlib.suppress(zlib.error):
+        return decoder.decompress(body, _MAX_BODY)
+    return body
