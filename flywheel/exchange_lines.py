@@ -27,9 +27,9 @@ __all__ = [
     "Format",
     "Line",
     "LineError",
-    "as_blueprint",
-    "as_messages",
-    "as_own",
+    "_as_blueprint",
+    "_as_messages",
+    "_as_own",
     "parse",
     "seconds",
 ]
@@ -73,7 +73,7 @@ def parse(raw: bytes, fill: Fill) -> Line:
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise LineError(f"no JSON: {error}") from None
+        raise LineError(f"no JSON: {error.msg}, column {error.colno}") from None
     if not isinstance(found, dict):
         raise LineError(f"a JSON object is wanted, not {type(found).__name__}")
     if "request" in found:
@@ -105,16 +105,16 @@ def seconds(value: object) -> float:
     return number if number < _MILLISECONDS_FROM else number / 1000
 
 
-def as_own(exchange: Exchange) -> bytes:
+def _as_own(exchange: Exchange) -> bytes | None:
     """All fields: what `parse` reads back as it was."""
-    return orjson.dumps(exchange)
+    return _dumped(exchange)
 
 
-def as_blueprint(exchange: Exchange) -> bytes | None:
-    """The blueprint's five fields, time in whole seconds; None for an exchange that lacks a body."""
+def _as_blueprint(exchange: Exchange) -> bytes | None:
+    """The blueprint's five fields, time in whole seconds."""
     if exchange.request is None or exchange.response is None:
         return None
-    return orjson.dumps(
+    return _dumped(
         {
             "timestamp": int(exchange.timestamp),
             "workload_id": exchange.workload_id,
@@ -125,20 +125,28 @@ def as_blueprint(exchange: Exchange) -> bytes | None:
     )
 
 
-def as_messages(exchange: Exchange) -> bytes | None:
-    """The conversation with the answer as its last message, and the tools; None where there was no complete answer."""
+def _as_messages(exchange: Exchange) -> bytes | None:
+    """The conversation with the answer as its last message, and the tools."""
     request = exchange.request or {}
     messages, answer = request.get("messages"), message_of(exchange.response)
     if exchange.outcome is not Outcome.OK or not isinstance(messages, list) or not messages or answer is None:
         return None
     tools = {"tools": request["tools"]} if request.get("tools") else {}
-    return orjson.dumps({"messages": [*messages, {"role": "assistant"} | answer], **tools})
+    return _dumped({"messages": [*messages, answer | {"role": "assistant"}], **tools})
 
 
+def _dumped(value: Any) -> bytes | None:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # more levels than orjson writes
+        return None
+
+
+# How each format writes an exchange; None for one that it has no form for.
 FORMATS: Final[dict[Format, Callable[[Exchange], bytes | None]]] = {
-    "exchanges": as_own,
-    "blueprint": as_blueprint,
-    "messages": as_messages,
+    "exchanges": _as_own,
+    "blueprint": _as_blueprint,
+    "messages": _as_messages,
 }
 
 
