@@ -1,5 +1,6 @@
 """`understudy logs`: read the log of exchanges, take it elsewhere, bring it in, and see that nothing is missing."""
 
+import fcntl
 import os
 import sys
 import time
@@ -230,9 +231,22 @@ def ship(
     settings = load_settings(config)
     if once:
         with_log_store(settings, lambda store: store.get("0"))  # a store that is away is told here
+    if _another_ships(settings):
+        _warn("another shipper works on this spool: waiting until it ends")
     options = [*(["--config", str(config.absolute())] if config else []), *(["--once"] if once else [])]
     sys.stderr.flush()
     os.execv(sys.executable, python("gateway.ship", *options))
+
+
+def _another_ships(settings: Settings) -> bool:
+    try:
+        with (settings.spool_dir / "ship.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no spool yet, or not ours to read: the shipper tells
+        return False
+    return False
 
 
 def _workloads(settings: Settings) -> list[str]:

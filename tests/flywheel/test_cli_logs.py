@@ -1,6 +1,7 @@
 """`understudy logs` as a person uses it: what it says, its exit codes, its files, its JSON."""
 
 import asyncio
+import fcntl
 import io
 import json
 import signal
@@ -396,9 +397,13 @@ def test_stats_tell_what_waits_while_the_store_is_away(spooled: Logs) -> None:
     assert (process.returncode, err.count("\n")) == (2, 1)
 
 
-def test_ship_alone_empties_the_spool(spooled: Logs) -> None:
-    process = spooled.process("ship", "--once")
-    _, err = process.communicate(timeout=30)
+def test_ship_alone_waits_for_another_shipper_and_empties_the_spool(spooled: Logs) -> None:
+    with (spooled.settings.spool_dir / "ship.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = spooled.process("ship", "--once")
+        assert process.stderr is not None
+        assert "another shipper" in process.stderr.readline()
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert len(spooled.stored()) == 3
     assert list(spooled.settings.spool_dir.glob("*/*.seg")) == []
