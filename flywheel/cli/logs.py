@@ -53,6 +53,7 @@ def tail(
     Example:
 
         understudy logs tail --workload support-router --since 2h -n 5
+
         understudy logs tail --follow --outcome timeout
     """
     from flywheel.cli.logs_follow import follow as follow_log
@@ -121,6 +122,7 @@ def export(
     Example:
 
         understudy logs export --workload support-router --since 7d -o log.jsonl
+
         understudy logs export --format messages | head
     """
     from flywheel.cli.logs_export import target, write
@@ -144,7 +146,7 @@ def export(
 
 @app.command("import")
 def import_(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files of JSON lines; `-` is stdin.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files of JSON lines; `-` is stdin.")],
     workload: Annotated[str | None, typer.Option(help="For lines that name no workload.")] = None,
     client: Annotated[str, typer.Option(help="For lines that name no client.")] = "",
     timestamp: Annotated[str | None, typer.Option(help="For lines without a time; else the file's own.")] = None,
@@ -162,6 +164,7 @@ def import_(
     Example:
 
         understudy logs import log.jsonl
+
         understudy logs import chats.jsonl --workload support-router --client web --timestamp 2026-11-01 --dry-run
     """
     from flywheel.cli.logs_import import Tally, batches, opened, store_all
