@@ -17,7 +17,7 @@ GROUPS = {
     "routes": ("flywheel.cli.routes", "Check, show and explain routing.yaml."),
     "runs": ("flywheel.cli.runs", "Start, list, show and cancel flywheel runs."),
     "rollout": ("flywheel.cli.rollout", "Start a rollout, watch it, approve, pause, abort or undo it."),
-    "logs": ("flywheel.cli.logs", "Read the log of exchanges."),
+    "logs": ("flywheel.cli.logs", "Read, export and import the log of exchanges; see that nothing is missing."),
 }
 
 

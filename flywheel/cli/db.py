@@ -1,16 +1,14 @@
 """`understudy db`: upgrade the control database, or show its state."""
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
 import typer
+
+from flywheel.cli.options import AsJson, Config
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Upgrade the control database."
 )
-
-Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
 
 
 @app.command()
@@ -38,10 +36,7 @@ def upgrade(config: Config = None) -> None:
 
 
 @app.command()
-def status(
-    config: Config = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON instead of a line.")] = False,
-) -> None:
+def status(config: Config = None, json: AsJson = False) -> None:
     """Which revision the control database has, and which is the newest. Exit code 1 where they differ.
 
     Example:

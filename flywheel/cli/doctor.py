@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from flywheel.cli.options import AsJson, Config
 from gateway.config import Settings, environment, load_settings
 from gateway.errors import ConfigError, UnderstudyError
 from gateway.logstore.open import open_log_store
@@ -58,10 +59,7 @@ class Finding:
 
 
 @app.command(epilog="Example: understudy doctor --json")
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
-    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml if it is there.")] = None,
-) -> None:
+def doctor(as_json: AsJson = False, config: Config = None) -> None:
     """Say what is missing on this machine and how to get it. Exit code 1: something required is missing."""
     findings = list(examine(config))
     healthy = all(finding.level != "missing" for finding in findings)

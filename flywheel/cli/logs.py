@@ -1,126 +1,266 @@
-"""`understudy logs`: read the log of exchanges."""
+"""`understudy logs`: read the log of exchanges, take it elsewhere, bring it in, and see that nothing is missing."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import fcntl
+import os
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from flywheel.cli.output import dump
+from flywheel.cli.logs_filters import Client, Ended, Kind, Model, Rollout, Since, Until, moment, within
+from flywheel.cli.logs_view import detail, line
+from flywheel.cli.options import AsJson, Config, Workload
+from flywheel.cli.output import Progress, dump, until_reader_leaves
+from flywheel.cli.stores import with_log_store
+from flywheel.exchange_lines import Fill, Format
+from gateway.config import Settings, environment, load_settings
+from gateway.errors import ConfigError, StoreError
 from gateway.logstore import LogStore, Query
-from gateway.records import Exchange, Outcome
+from gateway.records import JSON, Exchange, Outcome
+from routing.errors import RoutingError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Read the log of exchanges.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Read the log of exchanges, export it, import others, and see that nothing is missing.",
+)
 
-T = TypeVar("T")
-Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
-Workload = Annotated[str | None, typer.Option(help="Only this workload.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File instead of stdout; whole or not at all.")]
+AtMost = Annotated[int | None, typer.Option("-n", "--number", "--limit", min=1, help="At most so many, oldest first.")]
 
 
 @app.command()
 def tail(
-    config: Config = None,
-    workload: Workload = None,
-    outcome: Annotated[Outcome | None, typer.Option(help="Only exchanges that ended so.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay, and show new ones as they arrive.")] = False,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many of the newest.")] = 20,
+    workload: Workload = None,
+    client: Client = None,
+    model: Model = None,
+    outcome: Ended = None,
+    rollout: Rollout = None,
+    kind: Kind = "live",
+    since: Since = None,
+    until: Until = None,
+    config: Config = None,
     json: AsJson = False,
 ) -> None:
-    """The newest exchanges, newest first.
+    """The newest exchanges, newest first; with --follow oldest first, and on until Ctrl-C.
 
     Example:
 
-        understudy logs tail --workload support-router -n 5
+        understudy logs tail --workload support-router --since 2h -n 5
+
+        understudy logs tail --follow --outcome timeout
     """
-    query = Query(workload=workload, outcome=outcome, newest_first=True, limit=number)
+    from flywheel.cli.logs_follow import follow as follow_log
 
-    async def read(store: LogStore) -> list[Exchange]:
-        return [exchange async for exchange in store.scan(query)]
+    if follow and until is not None:
+        raise ConfigError("--follow has no end: drop --until")
+    settings = load_settings(config)
+    asked = Query(workload=workload, client=client, model=model, outcome=outcome, rollout=rollout, kind=kind)
+    query = within(asked, since, until, time.time())
 
-    _show(_with_store(config, read), json)
+    def show(exchange: Exchange) -> None:
+        typer.echo(dump(exchange, pretty=False) if json else line(exchange))
+
+    async def read(store: LogStore) -> None:
+        if follow:
+            await follow_log(store, query, number, show, _warn)
+        async for exchange in store.scan(replace(query, newest_first=True, limit=number)):
+            show(exchange)
+
+    with until_reader_leaves():
+        with_log_store(settings, read)
 
 
-@app.command()
-def show(exchange_id: str, config: Config = None, json: AsJson = False) -> None:
-    """One exchange, with request and reply.
+@app.command("show")
+def show_(
+    exchange_id: Annotated[str, typer.Argument(metavar="ID", help="The reply's x-understudy-exchange-id.")],
+    config: Config = None,
+    json: AsJson = False,
+) -> None:
+    """One exchange: head, attempts, conversation and reply. Exit code 1 where the log store has none of that id.
 
     Example:
 
         understudy logs show 019a7b2c-5d1e-7f00-8a11-2b3c4d5e6f70
     """
-    exchange = _with_store(config, lambda store: store.get(exchange_id))
+    exchange = with_log_store(load_settings(config), lambda store: store.get(exchange_id))
     if exchange is None:
-        typer.echo(f"understudy: no exchange {exchange_id} in the log store (just made ones take a moment)", err=True)
+        _warn(f"no exchange {exchange_id} in the log store (just made ones take a moment)")
         raise typer.Exit(1)
-    typer.echo(dump(asdict(exchange), pretty=not json))
+    with until_reader_leaves():
+        typer.echo(dump(exchange) if json else detail(exchange))
 
 
 @app.command()
 def export(
-    config: Config = None,
+    output: Output = None,
+    form: Annotated[Format, typer.Option("--format", help="All fields; the blueprint's five; messages only.")] = (
+        "exchanges"
+    ),
+    number: AtMost = None,
     workload: Workload = None,
-    client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, oldest first.")] = None,
+    client: Client = None,
+    model: Model = None,
+    outcome: Ended = None,
+    rollout: Rollout = None,
+    kind: Kind = "live",
+    since: Since = None,
+    until: Until = None,
+    config: Config = None,
 ) -> None:
-    """Exchanges as JSON lines on stdout: timestamp, workload_id, client_id, request, response, and our fields beside.
+    """Exchanges as JSON lines, oldest first: what `understudy logs import` reads.
+
+    `exchanges` has all fields, `blueprint` timestamp, workload_id, client_id, request and response, `messages` the
+    conversation with its answer as last message, of exchanges that ended ok.
 
     Example:
 
-        understudy logs export --workload support-router > log.jsonl
+        understudy logs export --workload support-router --since 7d -o log.jsonl
+
+        understudy logs export --format messages | head
     """
-    query = Query(workload=workload, client=client, limit=limit)
+    from flywheel.cli.logs_export import target, write
 
-    async def write(store: LogStore) -> None:
-        async for exchange in store.scan(query):
-            typer.echo(dump(asdict(exchange), pretty=False))
+    if form == "messages" and outcome not in (None, Outcome.OK):
+        raise ConfigError(f"--format messages holds only exchanges that ended ok: drop --outcome {outcome}")
+    settings = load_settings(config)
+    ended = Outcome.OK if form == "messages" else outcome
+    asked = Query(
+        workload=workload, client=client, model=model, outcome=ended, rollout=rollout, kind=kind, limit=number
+    )
+    query = within(asked, since, until, time.time())
+    progress = Progress()
+    with until_reader_leaves(), target(output) as out:
+        written, left_out = with_log_store(settings, lambda store: write(store, query, form, out, progress))
+    if output is not None:
+        progress.say(f"{output}: {written:,} exchanges")
+    if left_out:
+        progress.say(f"left out, for they lack a request or an answer: {left_out:,}")
 
-    _with_store(config, write)
+
+@app.command("import")
+def import_(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files of JSON lines; `-` is stdin.")],
+    workload: Annotated[str | None, typer.Option(help="For lines that name no workload.")] = None,
+    client: Annotated[str, typer.Option(help="For lines that name no client.")] = "",
+    timestamp: Annotated[str | None, typer.Option(help="For lines without a time; else the file's own.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first wrong line.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the lines.")] = False,
+    config: Config = None,
+    json: AsJson = False,
+) -> None:
+    """Bring exchanges into the log store: our own export, the blueprint's log, or lines with messages and tools.
+
+    Importing again doubles nothing: a line keeps its id, or gets one made of its time and content. A line without a
+    time gets --timestamp, else the file's time of change, plus a millisecond for each line. Wrong lines are told as
+    file:line, and the right ones imported; exit code 1 then. --strict leaves out the batch that a wrong line is in.
+
+    Example:
+
+        understudy logs import log.jsonl
+
+        understudy logs import chats.jsonl --workload support-router --client web --timestamp 2026-11-01 --dry-run
+    """
+    from flywheel.cli.logs_import import Tally, batches, opened, store_all
+
+    settings = load_settings(config)
+    at = None if timestamp is None else moment("--timestamp", timestamp, time.time())
+    tally, progress = Tally(), Progress()
+    with opened(files, at) as sources:
+        fill = Fill(workload=workload, client=client)
+        found = batches(sources, fill, strict=strict, tally=tally, progress=progress)
+        if dry_run:
+            for _ in found:
+                pass
+        else:
+            with_log_store(settings, lambda store: store_all(store, found, tally))
+    progress.clear()
+    if tally.ignored:
+        names = ", ".join(f"{name} ({count:,})" for name, count in sorted(tally.ignored.items()))
+        progress.say(f"fields that an exchange has no place for: {names}")
+    told = (
+        f"{tally.right:,} right" if dry_run else f"{tally.imported:,} imported, {tally.already_there:,} already there"
+    )
+    typer.echo(dump(tally.as_json()) if json else f"{told}, {tally.wrong:,} wrong")
+    raise typer.Exit(1 if tally.wrong else 0)
 
 
 @app.command()
 def stats(config: Config = None, workload: Workload = None, json: AsJson = False) -> None:
-    """How many exchanges the log holds, by outcome, and what still waits in the spool.
+    """What the log holds, by workload and outcome; what waits in the spool; whether anything is missing.
+
+    Gateway and shipper count since they were started, and only where they run with the same data_dir. Without the log
+    store the rest is told all the same; exit code 2 then.
 
     Example:
 
         understudy logs stats --json
     """
-    from gateway.config import load_settings
+    from flywheel.cli.logs_stats import counted, parity, shown, spooled
 
-    counts = _with_store(config, lambda store: store.counts(workload))
-    waiting = sum(path.stat().st_size for path in load_settings(config).spool_dir.glob("*/*.seg"))
-    if json:
-        typer.echo(dump(asdict(counts) | {"spool_bytes": waiting}))
-        return
-    outcomes = ", ".join(f"{name} {n}" for name, n in sorted(counts.by_outcome.items())) or "none"
-    typer.echo(f"{counts.live} exchanges ({outcomes}), {counts.mirrors} mirrors; {waiting} bytes in the spool")
-
-
-def _with_store(config: Path | None, use: Callable[[LogStore], Awaitable[T]]) -> T:
-    from gateway.config import load_settings
-    from gateway.logstore.open import open_log_store
-
-    async def run() -> T:
-        store = open_log_store(load_settings(config).log_store)
-        try:
-            return await use(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
+    settings = load_settings(config)
+    try:
+        counts = with_log_store(settings, lambda store: counted(store, _workloads(settings), workload))
+    except StoreError as error:
+        _warn(f"the log store is away: {error}")
+        counts = None
+    found: JSON = {"counts": counts, **spooled(settings)}
+    found["parity"] = parity(found["gateway"], found["shipper"])
+    typer.echo(dump(found) if json else shown(found, time.time()))
+    raise typer.Exit(2 if counts is None else 0)
 
 
-def _show(exchanges: list[Exchange], json: bool) -> None:
-    if json:
-        for exchange in exchanges:
-            typer.echo(dump(asdict(exchange), pretty=False))
-        return
-    for exchange in exchanges:
-        at = datetime.fromtimestamp(exchange.timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        typer.echo(
-            f"{at}  {exchange.id}  {exchange.workload_id:<20} {exchange.model:<28} {exchange.arm:<9} "
-            f"{exchange.outcome:<14} {exchange.status:>3} {exchange.latency_ms:>9.1f} ms"
-        )
+@app.command()
+def ship(
+    once: Annotated[bool, typer.Option("--once", help="One pass over the spool, then end.")] = False,
+    config: Config = None,
+) -> None:
+    """Run the shipper alone: from the spool to the log store. `understudy serve` has one of its own.
+
+    For a spool whose gateway is gone. One shipper works on a spool at a time; a second waits for it.
+
+    Example:
+
+        understudy logs ship --once
+    """
+    from gateway.supervise import python
+
+    settings = load_settings(config)
+    if once:
+        with_log_store(settings, lambda store: store.get("0"))  # a store that is away is told here
+    if _another_ships(settings):
+        _warn("another shipper works on this spool: waiting until it ends")
+    options = [*(["--config", str(config.absolute())] if config else []), *(["--once"] if once else [])]
+    sys.stderr.flush()
+    os.execv(sys.executable, python("gateway.ship", *options))
+
+
+def _another_ships(settings: Settings) -> bool:
+    try:
+        with (settings.spool_dir / "ship.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no spool yet, or not ours to read: the shipper tells
+        return False
+    return False
+
+
+def _workloads(settings: Settings) -> list[str]:
+    """Those of routing.yaml; none where it can't be read, for the log is there without it."""
+    from routing.rules import load
+
+    try:
+        return list(load(settings.routing_file, environment()).table.plans)
+    except RoutingError:
+        return []
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"understudy: {text}", err=True)

@@ -2,16 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from flywheel.cli.options import AsJson, Config, Workload
 from flywheel.cli.output import dump, user
 from flywheel.cli.rollout_view import (
     EXIT_TIMEOUT,
@@ -24,11 +23,12 @@ from flywheel.cli.rollout_view import (
     panel,
     settled,
 )
+from flywheel.cli.stores import with_rollouts
 from gateway.config import Settings, environment, load_settings
 from routing.errors import Conflict, NotFound, RulesError
 from routing.rollout import Abort, Event, Pause, Promote, Resume, Rollout
 from routing.rules import load, startable
-from routing.store import Entry, Rollouts, connect
+from routing.store import Entry, Rollouts
 from routing.targets import Ref
 
 app = typer.Typer(
@@ -41,8 +41,6 @@ app = typer.Typer(
 POLL_SECONDS = 0.5
 
 T = TypeVar("T")
-Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 Name = Annotated[str, typer.Argument(help="A rollout's id, or the workload whose rollout is meant.")]
 Who = Annotated[str, typer.Option(help="Who asks; the user of this machine where not given.")]
 Why = Annotated[str, typer.Option(help="Why; it goes into the history.")]
@@ -86,12 +84,12 @@ def start(
             supersede=supersede,
         )
 
-    _tell(_with_store(settings, act), json)
+    _tell(with_rollouts(settings, act), json)
 
 
 @app.command("list")
 def list_(
-    workload: Annotated[str | None, typer.Option(help="Only this workload.")] = None,
+    workload: Workload = None,
     live: Annotated[bool, typer.Option(help="Only those that hold their workload.")] = False,
     config: Config = None,
     json: AsJson = False,
@@ -102,7 +100,7 @@ def list_(
 
         understudy rollout list --live
     """
-    found = _with_store(load_settings(config), lambda store: store.list(workload, live=live))
+    found = with_rollouts(load_settings(config), lambda store: store.list(workload, live=live))
     if json:
         typer.echo(dump([as_json(rollout, None) for rollout in found]))
         return
@@ -117,7 +115,7 @@ def get(name: Name, config: Config = None, json: AsJson = False) -> None:
 
         understudy rollout get support-router --json
     """
-    rollout, seen = _with_store(load_settings(config), lambda store: _look(store, name))
+    rollout, seen = with_rollouts(load_settings(config), lambda store: _look(store, name))
     if json:
         typer.echo(dump(as_json(rollout, seen)))
         return
@@ -142,7 +140,7 @@ def status(
         understudy rollout status support-router --watch --timeout 600
     """
     deadline = time.monotonic() + timeout if watch and timeout else None
-    code = _with_store(load_settings(config), lambda store: _follow(store, name, watch, deadline, json))
+    code = with_rollouts(load_settings(config), lambda store: _follow(store, name, watch, deadline, json))
     raise typer.Exit(code)
 
 
@@ -211,7 +209,7 @@ def undo(workload: str, who: Who = "", why: Why = "", config: Config = None, jso
     async def act(store: Rollouts) -> Rollout:
         return await store.undo(workload, who=who or user(), why=why, now=time.time(), config_snapshot=snapshot)
 
-    _tell(_with_store(settings, lambda store: _twice(lambda: act(store))), json)
+    _tell(with_rollouts(settings, lambda store: _twice(lambda: act(store))), json)
 
 
 @app.command()
@@ -233,14 +231,14 @@ def history(
         of_workload = list(await store.history(workload=name))
         return of_workload or list(await store.history(rollout_id=(await store.get(name)).id))
 
-    entries = _with_store(load_settings(config), read)
+    entries = with_rollouts(load_settings(config), read)
     if json:
         typer.echo(dump([asdict(entry) for entry in entries]))
         return
     typer.echo(history_lines(entries))
 
 
-def _change(name: str, event: Event, who: str, why: str, config: Path | None, json: bool) -> None:
+def _change(name: str, event: Event, who: str, why: str, config: Config, json: bool) -> None:
     settings = load_settings(config)
     snapshot = _snapshot(settings)
 
@@ -250,7 +248,7 @@ def _change(name: str, event: Event, who: str, why: str, config: Path | None, js
             rollout.id, event, who=who or user(), why=why, now=time.time(), config_snapshot=snapshot
         )
 
-    _tell(_with_store(settings, lambda store: _twice(lambda: act(store))), json)
+    _tell(with_rollouts(settings, lambda store: _twice(lambda: act(store))), json)
 
 
 async def _twice(act: Callable[[], Awaitable[T]]) -> T:
@@ -312,23 +310,6 @@ async def _report(
 
 def _tell(rollout: Rollout, json: bool) -> None:
     typer.echo(dump(as_json(rollout, None)) if json else f"rollout {rollout.id}: {line(rollout)}")
-
-
-def _with_store(settings: Settings, use: Callable[[Rollouts], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with _open(settings) as store:
-            return await use(store)
-
-    return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[Rollouts]:
-    engine = connect(settings.database)
-    try:
-        yield Rollouts(engine)
-    finally:
-        await engine.dispose()
 
 
 def _snapshot(settings: Settings) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flywheel.cli.options import AsJson, Config
 from flywheel.cli.output import columns, dump
 from gateway.config import Settings, environment, load_settings
 from gateway.errors import ConfigError
@@ -21,8 +22,6 @@ app = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Check, show and explain routing.yaml."
 )
 
-Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 JSON = dict[str, Any]
 
 

@@ -2,21 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
+from flywheel.cli.options import AsJson, Config, Workload
 from flywheel.cli.output import dump, user
 from flywheel.cli.runs_view import exit_code, line, listing, panel, report_table
+from flywheel.cli.stores import with_runs
 from flywheel.runs import Run, RunError, Runs, new_run_id
-from gateway.config import Settings, environment, load_settings
+from gateway.config import environment, load_settings
 from routing.errors import NotFound, Refused
 from routing.rules import Rules, load
-from routing.store import connect
 from routing.targets import Ref, resolve
 
 app = typer.Typer(
@@ -27,10 +26,6 @@ app = typer.Typer(
 )
 
 POLL_SECONDS = 0.5
-
-T = TypeVar("T")
-Config = Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
 @app.command()
@@ -66,7 +61,7 @@ def start(
     given = {key: value for key, value in options.items() if value is not None}
     now = time.time()
     run_id = new_run_id(now, secrets.token_hex(2))
-    run = _with_store(
+    run = with_runs(
         settings,
         lambda store: store.create(run_id=run_id, workload=workload, options=given, who=user(), now=now),
     )
@@ -75,7 +70,7 @@ def start(
 
 @app.command("list")
 def list_(
-    workload: Annotated[str | None, typer.Option(help="Only this workload.")] = None,
+    workload: Workload = None,
     config: Config = None,
     json: AsJson = False,
 ) -> None:
@@ -85,7 +80,7 @@ def list_(
 
         understudy runs list --workload support-router
     """
-    found = _with_store(load_settings(config), lambda store: store.list(workload=workload))
+    found = with_runs(load_settings(config), lambda store: store.list(workload=workload))
     if json:
         typer.echo(dump([run.as_json() for run in found]))
         return
@@ -107,7 +102,7 @@ def show(
 
         understudy runs show run-20261121-081500-3f9a --watch
     """
-    run = _with_store(load_settings(config), lambda store: _follow(store, run_id, watch, json))
+    run = with_runs(load_settings(config), lambda store: _follow(store, run_id, watch, json))
     raise typer.Exit(exit_code(run))
 
 
@@ -127,7 +122,7 @@ def cancel(run_id: str, config: Config = None, json: AsJson = False) -> None:
         except RunConflict:  # a stage ended at this very moment
             return await store.cancel(run_id, now=time.time())
 
-    run = _with_store(load_settings(config), act)
+    run = with_runs(load_settings(config), act)
     typer.echo(dump(run.as_json()) if json else f"run {run.id} is {run.state}")
 
 
@@ -139,7 +134,7 @@ def report(run_id: str, config: Config = None, json: AsJson = False) -> None:
 
         understudy runs report run-20261121-081500-3f9a
     """
-    run = _with_store(load_settings(config), lambda store: store.get(run_id))
+    run = with_runs(load_settings(config), lambda store: store.get(run_id))
     if not run.stages or run.stage("rank").result is None:
         raise RunError(f"run {run.id} is {run.state} and has no ranking{': ' + run.error if run.error else ' yet'}")
     result = run.result("rank")
@@ -191,14 +186,3 @@ async def _report_changes(store: Runs, run: Run, watch: bool, json: bool, consol
             return run
         await asyncio.sleep(POLL_SECONDS)
         run = await store.get(run.id)
-
-
-def _with_store(settings: Settings, use: Callable[[Runs], Awaitable[T]]) -> T:
-    async def run() -> T:
-        engine = connect(settings.database)
-        try:
-            return await use(Runs(engine))
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(run())

@@ -1,17 +1,18 @@
 """`understudy serve`: the gateway."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flywheel.cli.options import Config
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def serve(
-    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")] = None,
+    config: Config = None,
     watch_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the gateway: workers that pass traffic through, and the shipper that takes its log to the log store.

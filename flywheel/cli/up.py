@@ -1,18 +1,16 @@
 """`understudy up`: gateway and controller on one machine."""
 
 import asyncio
-from pathlib import Path
-from typing import Annotated
 
 import typer
+
+from flywheel.cli.options import Config
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
-def up(
-    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")] = None,
-) -> None:
+def up(config: Config = None) -> None:
     """Run gateway and controller on this machine, each restarted when it dies, with embedded stores.
 
     Ctrl-C stops both in order: running replies finish, the log is shipped, an unfinished run is resumed next time.

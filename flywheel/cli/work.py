@@ -1,17 +1,18 @@
 """`understudy work`: the controller."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flywheel.cli.options import Config
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def work(
-    config: Annotated[Path | None, typer.Option(help="Settings file; understudy.toml here if it is there.")] = None,
+    config: Config = None,
     watch_fd: Annotated[int | None, typer.Option(help="Stop when this inherited pipe ends.", hidden=True)] = None,
 ) -> None:
     """Run the controller: flywheel runs, rollouts, adapters, scoring. Several may run; a lease makes one active.
