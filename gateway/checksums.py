@@ -4,21 +4,8 @@ from datetime import date
 from typing import Final
 
 __all__ = [
-    "belgian",
-    "bsn",
-    "card",
-    "codice_fiscale",
-    "cpf",
-    "dni",
-    "iban",
-    "nhs",
-    "nino",
-    "nir",
-    "personnummer",
-    "pesel",
-    "ssn",
-    "steuer_id",
-    "verhoeff",
+    "belgian", "bsn", "card_lengths", "codice_fiscale", "cpf", "dni", "iban", "iban_length", "luhn", "nhs", "nino", "nir",
+    "pesel", "personnummer", "ssn", "steuer_id", "verhoeff",
 ]  # fmt: skip
 
 _DOUBLED: Final = bytes.maketrans(b"0123456789", b"0246813579")
@@ -63,12 +50,8 @@ def luhn(digits: str) -> bool:
     return (sum(plain) + sum(doubled) - 48 * len(raw)) % 10 == 0
 
 
-def card(digits: str) -> bool:
-    """Luhn, and a length and first digits that a card network gives out."""
-    return len(digits) in _card_lengths(digits) and luhn(digits)
-
-
-def _card_lengths(digits: str) -> tuple[int, ...]:
+def card_lengths(digits: str) -> tuple[int, ...]:
+    """How long a card that starts with these four digits may be; nothing where none does."""
     two, three, four = int(digits[:2]), int(digits[:3]), int(digits[:4])
     if two // 10 == 4:
         return (13, 16, 19)  # Visa

@@ -70,14 +70,19 @@ _SECRET: Final = compile_re2(
 )
 
 _CODE: Final = compile_re2(
-    r"(?P<iban>[A-Za-z]{2}\d\d ?-?[0-9A-Za-z]{2})"
-    r"|(?P<nino>[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D])"
-    r"|(?P<dni>(?:[XYZ]-?\d{7}|\d{8})-?[A-HJ-NP-TV-Z])"
-    r"|(?P<cf>[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-EHLMPRST][0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{3}[A-Z])"
-    r"|(?P<nir>[12] ?\d\d ?\d\d ?2[AB] ?\d{3} ?\d{3} ?\d\d)"
-    r"|(?P<ip4>\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3})"
-    r"|(?P<ip6>(?:[23][0-9a-fA-F]{3}|[fF][c-fC-F][0-9a-fA-F]{2}|64):(?:[0-9a-fA-F]{0,4}:){1,7}"
-    r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-fA-F]{1,4})?)"
+    r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D]\b"
+    r"|[A-Za-z]{2}\d\d ?-?[0-9A-Za-z]{2}"  # the head of an IBAN
+    r"|(?:[XYZ]-?\d{7}|\d{8})-?[A-HJ-NP-TV-Z]"
+    r"|[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-EHLMPRST][0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{3}[A-Z]"
+    r"|[12] ?\d\d ?\d\d ?2[AB] ?\d{3} ?\d{3} ?\d\d"
+    r"|\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}"
+    r"|(?:[23][0-9a-fA-F]{3}|[fF][c-fC-F][0-9a-fA-F]{2}|64):(?:[0-9a-fA-F]{0,4}:){1,7}"
+    r"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-fA-F]{1,4})?"
+)
+# Which of them it is: told by the outline alone.
+_OUTLINE: Final = re.compile(
+    r"(?P<ip6>.*:)|(?P<ip4>.*\.)|(?P<cf>[A-Z]{6})|(?P<nino>[A-Z]{2} ?\d\d ?\d\d ?\d\d ?[A-Z]\Z)|(?P<iban>[A-Za-z]{2})"
+    r"|(?P<nir>.*[AB].)|(?P<dni>)"
 )
 
 _RUN: Final = compile_re2(rf"\+?\(?\d(?:[{_SEP}/()]{{0,3}}\d){{6,}}")  # seven digits or more, however they are grouped
@@ -126,7 +131,9 @@ class _Codes:
             start = found.start()
             if not _open_before(text, start):
                 continue
-            end, kind = self._read(text, start, found.end(), next(k for k, v in found.groupdict().items() if v))
+            outline = _OUTLINE.match(text, start, found.end())
+            what = outline.lastgroup if outline and outline.lastgroup else "dni"
+            end, kind = self._read(text, start, found.end(), what)
             if end > start and _open_after(text, end):
                 yield Span(start, end, kind)
 
@@ -206,7 +213,10 @@ _START: Final = re.compile(rf"{_OPEN}(?<!\d-)(?={'|'.join(shape.pattern.pattern 
 _ANY_START: Final = re.compile(rf"{_OPEN}(?<!\d-)(?={'|'.join(shape.pattern.pattern for shape in _SHAPES)})")
 # Whether a text has any of the words at all: most have none, and are spared the search before each number.
 _WORDS: Final = compile_re2(
-    "(?i)" + re.sub(r"\(\?<?![^)]*\)", "", "|".join(shape.words for shape in _SHAPES if shape.words))
+    "(?i)"
+    + "|".join(shape.words for shape in _SHAPES if shape.words)
+    .replace("(?<![a-z])", "(?:^|[^a-z])")
+    .replace("(?![a-z])", "(?:$|[^a-z])")
 )
 _CARD: Final = re.compile(rf"{_OPEN}(?=[2-6])(?:\d{{12,19}}|\d{{4}}(?:[{_SEP}]\d{{1,7}}){{2,4}})(?![0-9A-Za-z])")
 _DATE: Final = re.compile(r"(?<!\d)(?:(?:19|20)\d\d[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./](?:19|20)\d\d)(?!\d)")
@@ -241,15 +251,22 @@ def _shaped(text: str, start: int, shapes: Iterable[_Shape]) -> Iterator[Span]:
 
 
 def _cards(text: str, start: int, end: int) -> Iterator[Span]:
-    """A run may go on behind a card with another number, so that fewer groups are tried too."""
     while found := _CARD.search(text, start, end):
         start = found.start() + 1
-        groups = list(_GROUP.finditer(found.group()))
-        for count in range(len(groups), 0, -1):
-            if check.card("".join(group.group() for group in groups[:count])):
-                start = found.start() + groups[count - 1].end()
-                yield Span(found.start(), start, "card")
-                break
+        if last := _card_end(text, found.start(), found.end()):
+            start = last
+            yield Span(found.start(), last, "card")
+
+
+def _card_end(text: str, start: int, end: int) -> int:
+    """Where the card ends that starts here, 0 where there is none: the groups behind it may be another number."""
+    lengths = check.card_lengths(text[start : start + 4])
+    digits, ends = "", {}
+    for group in _GROUP.finditer(text, start, end) if lengths else ():
+        digits += group.group()
+        ends[len(digits)] = group.end()
+    valid = [last for size, last in ends.items() if size in lengths and check.luhn(digits[:size])]
+    return valid[-1] if valid else 0
 
 
 def _open_before(text: str, start: int) -> bool:
