@@ -3,11 +3,6 @@
 from datetime import date
 from typing import Final
 
-__all__ = [
-    "belgian", "bsn", "card_lengths", "codice_fiscale", "cpf", "dni", "iban", "iban_length", "luhn", "nhs", "nino", "nir",
-    "pesel", "personnummer", "ssn", "steuer_id", "verhoeff",
-]  # fmt: skip
-
 _DOUBLED: Final = bytes.maketrans(b"0123456789", b"0246813579")
 _DNI: Final = "TRWAGMYFPDXBNJZSQVHLCKE"
 _PESEL: Final = (1, 3, 7, 9, 1, 3, 7, 9, 1, 3)
