@@ -118,8 +118,8 @@ class _Secrets:
         for found in _SECRET.finditer(text):
             given = next((group for group in range(1, 6) if found.start(group) >= 0), 0)
             start, end = found.start(given), found.end(given)
-            if given and not _random(text[start:end]):
-                continue  # prose: "a bearer of responsibilities", "password: required"
+            if given and not _random(text[start:end], said_outright=given > 2):
+                continue  # prose: "basic internationalization", "password: required"
             yield Span(start, end, "secret")
 
 
@@ -287,9 +287,11 @@ def _token_end(text: str, end: int) -> int:
     return end
 
 
-def _random(text: str) -> bool:
-    """Whether this looks like a secret rather than a word."""
-    return len(text) >= 20 or any(character.isdigit() or character in "!@#$%^&*?~+=" for character in text)
+def _random(text: str, *, said_outright: bool) -> bool:
+    """Whether this looks like a secret rather than a word; behind `password:` a long word is one."""
+    if any(character.isdigit() or character in "!@#$%^&*?~+=" for character in text):
+        return True
+    return len(text) >= 20 if said_outright else text[1:] not in (text[1:].lower(), text[1:].upper())
 
 
 def _iban_end(text: str, start: int) -> int:

@@ -103,7 +103,8 @@ class Redactor:
 
     def tag(self, value: str, counts: dict[str, int] | None = None) -> str:
         """A client or session id: itself, or where it holds something personal a pseudonym that never changes."""
-        found = self.spans(value, "") if value and not _MASKED.fullmatch(value) else []
+        readable = value.encode("utf-8", "replace").decode()
+        found = self.spans(readable, "") if value and not _MASKED.fullmatch(value) else []
         if not found:
             return value
         kind = max(found, key=lambda span: span.end - span.start).kind

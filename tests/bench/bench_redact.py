@@ -80,10 +80,10 @@ def main() -> None:
         size = len(orjson.dumps([sample.request, sample.response]))
         times = f"{microseconds(plain, sample):6.0f} us, with two own patterns {microseconds(own, sample):6.0f} us"
         print(f"{name:18} {size:5} bytes {times}")
-    text = PROSE * 4000
+    text = "".join(character for character in PROSE if not character.isdigit()) * 4000
     start = time.process_time()
     suspicious(text)
-    print(f"first look at clean-ish prose: {len(text) / (time.process_time() - start) / 1e6:.0f} MB/s")
+    print(f"prose with nothing in it: {len(text) / (time.process_time() - start) / 1e6:.0f} MB/s")
 
 
 if __name__ == "__main__":

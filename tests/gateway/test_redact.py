@@ -253,6 +253,12 @@ def test_bytes_that_no_one_can_read(request_body: bytes, response: bytes, encodi
     assert "jane" not in str(caught.value)
 
 
+def test_a_text_that_is_no_unicode_cannot_be_searched() -> None:
+    with pytest.raises(CannotRedact):
+        REDACTOR.redact_exchange(exchange(request={"a": f"\ud800 {MAIL}"}), "mask")
+    assert REDACTOR.tag(f"\ud800 {MAIL}").startswith("<EMAIL_")
+
+
 PIECES = st.lists(
     st.one_of(
         st.sampled_from(PLANTED),
