@@ -14,6 +14,7 @@ from gateway.errors import ConfigError
 __all__ = [
     "GatewaySettings",
     "ModelsSettings",
+    "PrivacySettings",
     "Settings",
     "SpoolSettings",
     "WorkSettings",
@@ -67,6 +68,18 @@ class ModelsSettings(_Section):
     max_lora_rank: int = Field(default=32, ge=1)
 
 
+class PrivacySettings(_Section):
+    """What is masked beside the built-in kinds, in workloads whose routing.yaml says `privacy`.
+
+    `patterns` are regular expressions by name, in RE2's syntax. `salt` goes into the pseudonyms of client and session
+    ids. `presidio` needs the extra `privacy` and a language model.
+    """
+
+    patterns: dict[str, str] = {}
+    presidio: bool = False
+    salt: str = Field(default="", max_length=64, repr=False)
+
+
 class Settings(BaseSettings):
     """All settings. Environment variables are `UNDERSTUDY_<NAME>` and `UNDERSTUDY_<SECTION>__<NAME>`."""
 
@@ -80,6 +93,7 @@ class Settings(BaseSettings):
     spool: SpoolSettings = SpoolSettings()
     work: WorkSettings = WorkSettings()
     models: ModelsSettings = ModelsSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @property
     def database(self) -> str:

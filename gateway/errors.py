@@ -2,6 +2,7 @@
 
 UnderstudyError
 ├── ConfigError        a setting, routing file or data file that cannot be used
+├── CannotRedact       bytes that cannot be searched for personal data, and so must not be kept
 ├── StoreError         the log store or the control database did not do what was asked
 ├── UpstreamError      the upstream gave no usable answer
 │   ├── ConnectError       no connection, nothing was sent
@@ -19,6 +20,10 @@ class UnderstudyError(Exception):
 
 class ConfigError(UnderstudyError):
     """A setting, routing file or data file that cannot be used."""
+
+
+class CannotRedact(UnderstudyError):
+    """Bytes that cannot be searched for personal data, and so must not be kept. The message holds none of them."""
 
 
 class StoreError(UnderstudyError):

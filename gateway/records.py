@@ -64,6 +64,7 @@ class Exchange:
     the first byte of the reply's body. `model` is the routing table's name, with `:adapter` behind it where one
     served. `request` and `response` are the JSON bodies; a streamed reply is assembled into the one that a call
     without streaming would have had. `breaker` is the candidate whose open breaker turned this exchange away from it.
+    `redacted` counts by kind what was masked before the exchange was kept; None where nobody looked.
     """
 
     id: str
@@ -91,6 +92,7 @@ class Exchange:
     attempts: tuple[Attempt, ...] = ()
     request: JSON | None = None
     response: JSON | None = None
+    redacted: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from routing.targets import (
     Model,
     Overlay,
     Price,
+    Privacy,
     Ref,
     Route,
     RouteTable,
@@ -206,6 +207,8 @@ def _route(workload: str, section: RouteSection) -> Route:
         include_usage=section.include_usage,
         mirrors=tuple(Mirror(**mirror.model_dump()) for mirror in section.mirror),
         breaker=Breaker(failures=section.breaker.failures, open_seconds=section.breaker.open),
+        privacy=Privacy(pii=section.privacy.pii, redact=section.privacy.redact),
+        retention_seconds=section.retention,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from routing.evidence import Metric
-from routing.targets import StickyKey, Upstream
+from routing.targets import Pii, RedactAt, StickyKey, Upstream
 
 METRICS: tuple[str, ...] = get_args(Metric)
 EXPERIMENTS = ("base", "customized")
@@ -236,6 +236,18 @@ class FlywheelSection(Section):
         return value
 
 
+class PrivacySection(Section):
+    """What the log keeps of a workload's bodies, and from which station on."""
+
+    pii: Pii = "off"
+    redact: RedactAt = "before_store"
+
+    @field_validator("pii", mode="before")
+    @classmethod
+    def _plain_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a plain off as false
+
+
 class RouteSection(Section):
     serve: Name
     match: MatchSection = MatchSection()
@@ -246,6 +258,15 @@ class RouteSection(Section):
     breaker: BreakerSection = BreakerSection()
     rollout: RolloutSection | None = None
     flywheel: FlywheelSection | None = None
+    privacy: PrivacySection = PrivacySection()
+    retention: Duration | None = None
+
+    @field_validator("retention")
+    @classmethod
+    def _some_time(cls, value: float | None) -> float | None:
+        if value == 0:
+            raise wrong("wants a time above zero, as 30d; where bodies shall not be kept, write privacy: (pii: drop)")
+        return value
 
 
 class File(Section):

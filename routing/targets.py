@@ -8,6 +8,8 @@ from routing.errors import RulesError
 
 Upstream = Literal["openai", "nim", "vllm"]
 StickyKey = Literal["session", "user", "conversation"]
+Pii = Literal["off", "mask", "drop"]
+RedactAt = Literal["before_store", "before_spool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +113,19 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Privacy:
+    """What the log keeps of a workload's bodies: all, masked, or nothing. `redact` is the station that sees to it."""
+
+    pii: Pii = "off"
+    redact: RedactAt = "before_store"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What routing.yaml says of one workload. The rollout and flywheel sections are read by their own packages.
 
     `include_usage` has the gateway ask for the tokens of streams whose client did not.
+    `retention_seconds` is how long the log keeps its exchanges; None for as long as the log store does.
     """
 
     workload: str
@@ -125,6 +136,8 @@ class Route:
     include_usage: bool = False
     mirrors: tuple[Mirror, ...] = ()
     breaker: Breaker = Breaker()
+    privacy: Privacy = Privacy()
+    retention_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ __all__ = ["SqliteLogStore"]
 _COLUMNS: Final = (
     "id", "timestamp", "workload_id", "client_id", "session_id", "model", "arm", "outcome", "status", "path", "stream",
     "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd", "config_snapshot", "rollout", "trace_id",
-    "error", "mirror", "mirror_of", "breaker", "attempts", "request", "response",
+    "error", "mirror", "mirror_of", "breaker", "attempts", "request", "response", "redacted",
 )  # fmt: skip
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS exchanges (
@@ -29,11 +29,12 @@ CREATE TABLE IF NOT EXISTS exchanges (
     path TEXT NOT NULL, stream INTEGER NOT NULL, latency_ms REAL NOT NULL, ttft_ms REAL, input_tokens INTEGER,
     output_tokens INTEGER, cost_usd REAL, config_snapshot TEXT NOT NULL, rollout TEXT NOT NULL, trace_id TEXT NOT NULL,
     error TEXT NOT NULL, mirror TEXT NOT NULL, mirror_of TEXT NOT NULL, breaker TEXT NOT NULL, attempts TEXT NOT NULL,
-    request TEXT, response TEXT
+    request TEXT, response TEXT, redacted TEXT
 );
 CREATE INDEX IF NOT EXISTS exchanges_workload ON exchanges (workload_id, id);
 CREATE INDEX IF NOT EXISTS exchanges_rollout ON exchanges (rollout, seq) WHERE rollout != '';
 """
+_ADDED: Final = ("redacted",)  # since the first version
 _INSERT: Final = (
     f"INSERT INTO exchanges ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     "ON CONFLICT (id) DO NOTHING"
@@ -132,6 +133,7 @@ class SqliteLogStore:
                 connection.row_factory = sqlite3.Row
                 try:
                     await connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+                    await _add_columns(connection)
                 except sqlite3.Error:
                     await connection.close()
                     raise
@@ -144,6 +146,18 @@ class SqliteLogStore:
             return list(await connection.execute_fetchall(sql, values))
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: {error}") from error
+
+
+async def _add_columns(connection: aiosqlite.Connection) -> None:
+    """Give a file of an earlier version the columns that came since."""
+    have = {row["name"] for row in await connection.execute_fetchall("PRAGMA table_info(exchanges)")}
+    for name in _ADDED:
+        if name not in have:
+            try:
+                await connection.execute(f"ALTER TABLE exchanges ADD COLUMN {name} TEXT")
+            except sqlite3.OperationalError as error:
+                if "duplicate column" not in str(error):  # another process was quicker
+                    raise
 
 
 def _sql(query: Query, last: str | None, page: int) -> tuple[str, list[Any]]:
@@ -184,6 +198,7 @@ def _row(exchange: Exchange) -> tuple[Any, ...]:
         "attempts": orjson.dumps(exchange.attempts).decode(),
         "request": _json(exchange.request),
         "response": _json(exchange.response),
+        "redacted": _json(exchange.redacted),
     }
     return tuple(values[name] if name in values else _plain(getattr(exchange, name)) for name in _COLUMNS)
 
@@ -208,5 +223,6 @@ def _exchange(row: sqlite3.Row) -> Exchange:
         "attempts": tuple(Attempt(**attempt) for attempt in orjson.loads(row["attempts"])),
         "request": row["request"] and orjson.loads(row["request"]),
         "response": row["response"] and orjson.loads(row["response"]),
+        "redacted": row["redacted"] and orjson.loads(row["redacted"]),
     }
     return Exchange(**values)

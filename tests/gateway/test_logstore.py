@@ -1,5 +1,6 @@
 """The contract that every log store keeps."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -35,6 +36,7 @@ FULL = exchange(
     rollout="r", trace_id="t", error="e", mirror=MirrorFate.SENT, breaker="b", path="/v1/completions",
     attempts=(Attempt(model="m", arm="candidate", error="x", latency_ms=1.0),),
     request={"messages": [{"role": "user", "content": "ünïcode \u0000"}]}, response={"choices": []},
+    redacted={"email": 2},
 )  # fmt: skip
 
 
@@ -121,3 +123,18 @@ async def test_whole_days_expire(store: LogStore) -> None:
     assert await store.expire(3.5 * 86_400) == 2
     assert await ids(store) == [days[2].id, days[3].id]
     assert await store.expire(3.5 * 86_400) == 0
+
+
+async def test_a_file_of_an_earlier_version_gets_the_new_columns(tmp_path: Path) -> None:
+    """What it holds stays, and new exchanges keep what was masked."""
+    path = tmp_path / "log.db"
+    store = open_log_store(f"sqlite:///{path}")
+    await store.append([exchange(1)])
+    await store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE exchanges DROP COLUMN redacted")
+    connection.close()
+    store = open_log_store(f"sqlite:///{path}")
+    await store.append([exchange(2, redacted={"email": 1})])
+    assert [found.redacted async for found in store.scan(Query())] == [None, {"email": 1}]
+    await store.close()

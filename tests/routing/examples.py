@@ -24,6 +24,8 @@ workloads:
     sticky: [session, user]
     mirror: [{model: small-1b, sample: 0.1, max_concurrency: 2, daily_budget_usd: 10}]
     breaker: {failures: 5, open: 30s}
+    privacy: {pii: mask, redact: before_spool}
+    retention: 30d
     rollout:
       steps:
         - {mirror: 0.2, min_pairs: 200}

@@ -9,7 +9,7 @@ from routing.errors import NotFound, Refused, RulesError
 from routing.evidence import Gate
 from routing.rollout import RolloutPolicy, Step
 from routing.rules import FlywheelPolicy, Rules, load, parse, startable, with_overlays
-from routing.targets import Breaker, Match, Mirror, Model, Price, Ref, Route, Timeouts
+from routing.targets import Breaker, Match, Mirror, Model, Price, Privacy, Ref, Route, Timeouts
 from tests.routing.examples import ENV, ROUTING_YAML, overlay
 
 
@@ -39,10 +39,24 @@ def test_models_and_routes() -> None:
         sticky=("session", "user"),
         mirrors=(Mirror(model="small-1b", sample=0.1, max_concurrency=2, daily_budget_usd=10),),
         breaker=Breaker(failures=5, open_seconds=30),
+        privacy=Privacy(pii="mask", redact="before_spool"),
+        retention_seconds=30 * 86_400,
     )
     assert list(table.routes) == ["support-router", "plain"]
     assert table.default == Route(workload="default", serve="prod-70b")
     assert table.overlays == {}
+
+
+def test_privacy_is_off_unless_a_route_says_so() -> None:
+    """The default route has the same keys; YAML reads a plain `off` as false, and means off."""
+    table = rules().table
+    assert table.routes["plain"].privacy == Privacy(pii="off", redact="before_store")
+    assert table.routes["plain"].retention_seconds is None
+    said = "default: {serve: prod-70b, privacy: {pii: drop}, retention: 12h}"
+    default = rules(ROUTING_YAML.replace("default: {serve: prod-70b}", said)).table.default
+    assert (default.privacy, default.retention_seconds) == (Privacy(pii="drop"), 43_200)
+    off = rules(ROUTING_YAML.replace("pii: mask", "pii: off")).table.routes["support-router"]
+    assert off.privacy.pii == "off"
 
 
 def test_policies() -> None:
@@ -180,6 +194,16 @@ def test_secrets_are_never_printed() -> None:
             "at three",
             '@flywheel.cadence: wants a cron line of five fields (minute hour day month weekday), as "0 3 * * *"',
         ),
+        ("pii: mask", "pii: hide", "@privacy.pii: input should be 'off', 'mask' or 'drop'"),
+        ("pii: mask", "pii: on", "@privacy.pii: input should be 'off', 'mask' or 'drop'"),
+        ("before_spool", "later", "@privacy.redact: input should be 'before_store' or 'before_spool'"),
+        ("{pii: mask, ", "{ppi: mask, ", '@privacy.ppi: unknown key; did you mean "pii"?'),
+        ("retention: 30d", "retention: a month", "@retention: not a duration; write 30s, 10m, 1h,…"),
+        (
+            "retention: 30d",
+            "retention: 0",
+            "@retention: wants a time above zero, as 30d; where bodies shall not be kept, write privacy: (pii: drop)",
+        ),
         ("version: 1", "version: 2", "version: input should be 1"),
         ("  plain:", "  default:", "workloads.default: the workload default is the section default, beside workloads"),
         ("  plain:", "  support-router:", "support-router: this key stands here twice"),
@@ -187,7 +211,8 @@ def test_secrets_are_never_printed() -> None:
         (
             "default: {serve: prod-70b}",
             "default: prod-70b",
-            "default: wants a mapping with serve, match, fallbacks, sticky, mirror, breaker, rollout, flywheel",
+            "default: wants a mapping with serve, match, fallbacks, sticky, mirror, breaker, rollout, flywheel, "
+            "privacy, retention",
         ),
         ("default: {serve: prod-70b}", "default: {serve: prod-70b", None),
         ("default: {serve: prod-70b}", "default: &a [*a]", "an alias that contains itself"),
