@@ -170,7 +170,8 @@ def _archive() -> Path:
         command = ["mvn", "-q", "-B", MAVEN_GET, "-Dtransitive=false", f"-Dartifact={ARTIFACT}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         if done.returncode or not ARCHIVE.exists():
-            raise Unavailable(f"Maven did not fetch {ARTIFACT}: {(done.stdout + done.stderr).strip()[-500:]}")
+            failure = RuntimeError if os.environ.get("CI") else Unavailable  # there, nothing is passed over in silence
+            raise failure(f"Maven did not fetch {ARTIFACT}: {(done.stdout + done.stderr).strip()[-500:]}")
     return ARCHIVE
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +152,13 @@ async def test_what_a_file_cannot_hold_is_named_and_the_rest_is_written(
     (name,) = files(tmp_path)
     assert read(tmp_path / name) == [exchange(1), exchange(3)]
     with pytest.raises(RecordsRefused):
-        await sink.write("alone", [replace(bad)])
+        await sink.write("alone", [bad])
     assert files(tmp_path) == [name]
 
 
 async def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file:///.*file") as caught:
+    with pytest.raises(StoreError, match=r"file:///.*file") as caught:
         await open_sink(f"file://{tmp_path}/file").write("b", [exchange(1)])
     assert not isinstance(caught.value, RecordsRefused)
     with pytest.raises(StoreError) as caught:
