@@ -24,7 +24,7 @@ ARCHIVE = Path.home().joinpath(
 )
 MAVEN_GET = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:get"
 LARGEST_REQUEST = 16 * 1024 * 1024
-START_SECONDS = 120
+START_SECONDS = 300
 SETTINGS = """\
 discovery.type: single-node
 xpack.security.enabled: false

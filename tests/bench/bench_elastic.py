@@ -71,13 +71,19 @@ async def timed(
     return Row(what, count, round(count / sum(took)), round(cuts[49] * 1000, 1), round(cuts[98] * 1000, 1))
 
 
+def split(sent: list[Exchange]) -> list[list[Exchange]]:
+    return [sent[start : start + BATCH] for start in range(0, len(sent), BATCH)]
+
+
 async def measure(server: str, count: int) -> list[Row]:
-    sent = exchanges(count)
-    batches = [sent[start : start + BATCH] for start in range(0, count, BATCH)]
+    batches = split(exchanges(count))
     store = open_log_store(f"elasticsearch+{server}/bench-{os.getpid()}")
     rows = []
     try:
-        await store.append(exchanges(BATCH))  # the server's first batch makes the index and warms it up
+        await store.append(exchanges(BATCH))  # makes the index
+        rows.append(await timed("append, server just started", split(exchanges(count)), lambda _, it: store.append(it)))
+        for batch in split(exchanges(count)):  # until its compiler has seen enough
+            await store.append(batch)
         rows.append(await timed("append", batches, lambda _, batch: store.append(batch)))
         rows.append(await timed("append, all there already", batches, lambda _, batch: store.append(batch)))
         await asyncio.sleep(1.5)

@@ -53,7 +53,7 @@ async def ids(store: LogStore, **query: Any) -> list[str]:
     return [found.id async for found in store.scan(Query(**query))]
 
 
-async def persist(store: LogStore, batches: list[list[Exchange]], seconds: float = 90) -> int:
+async def persist(store: LogStore, batches: list[list[Exchange]], seconds: float = 300) -> int:
     """Ship as the shipper does: a batch again and again until it is taken. How many times it was not."""
     failures = 0
     async with asyncio.timeout(seconds):
@@ -369,7 +369,8 @@ async def test_a_killed_server_comes_back_with_every_exchange_once(
         scan = other.scan(Query(limit=500))
         found = [(await anext(scan)).id for _ in range(10)]
         shipping = asyncio.gather(persist(one, batches), persist(other, batches[::-1]))
-        await asyncio.sleep(0.4)
+        while await one.get(uid(500)) is None:  # the first of 55 batches is in
+            await asyncio.sleep(0.01)
         await asyncio.to_thread(own_server.kill)
         await asyncio.to_thread(own_server.start)
         failures = await shipping
