@@ -11,15 +11,15 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from random import Random
 
 from gateway.ids import id_at
-from gateway.logstore import Query
+from gateway.logstore import LogStore, Query
 from gateway.logstore.open import open_log_store
 from gateway.records import Exchange, Usage
-from gateway.sinks import open_sink
+from gateway.sinks import FileSink, open_sink
 from tests.elasticsearch_server import ElasticsearchServer
 
 BATCH = 500
@@ -29,13 +29,46 @@ GOAL = 3000
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: exchanges a second over all of it, and how long a batch took."""
+    """One measurement: exchanges a second over all of it, how long a batch took, processor time for each exchange."""
 
     what: str
     exchanges: int
-    per_second: float
+    per_second: int
     p50_ms: float
     p99_ms: float
+    own_us: int
+    server_us: int
+
+
+class Meter:
+    """Takes the time of work on batches, and what it cost here and in the server."""
+
+    def __init__(self, server: ElasticsearchServer) -> None:
+        self.rows: list[Row] = []
+        self._server = server
+
+    async def measure(self, what: str, work: AsyncIterator[int]) -> None:
+        """`work` yields how many exchanges it has just dealt with."""
+        counts, took = [], []
+        own, its = time.process_time(), self._server.cpu_seconds()
+        began = time.perf_counter()
+        async for count in work:
+            counts.append(count)
+            took.append(time.perf_counter() - began)
+            began = time.perf_counter()
+        total, cuts = sum(counts), statistics.quantiles(took, n=100)
+        own, its = time.process_time() - own, self._server.cpu_seconds() - its
+        self.rows.append(
+            Row(
+                what=what,
+                exchanges=total,
+                per_second=round(total / sum(took)),
+                p50_ms=round(cuts[49] * 1000, 1),
+                p99_ms=round(cuts[98] * 1000, 1),
+                own_us=round(own / total * 1e6),
+                server_us=round(its / total * 1e6),
+            )
+        )
 
 
 def exchanges(count: int) -> list[Exchange]:
@@ -58,53 +91,58 @@ def exchanges(count: int) -> list[Exchange]:
     ]  # fmt: skip
 
 
-async def timed(
-    what: str, batches: list[list[Exchange]], take: Callable[[int, list[Exchange]], Awaitable[None]]
-) -> Row:
-    took = []
-    for number, batch in enumerate(batches):
-        began = time.perf_counter()
-        await take(number, batch)
-        took.append(time.perf_counter() - began)
-    count = sum(map(len, batches))
-    cuts = statistics.quantiles(took, n=100)
-    return Row(what, count, round(count / sum(took)), round(cuts[49] * 1000, 1), round(cuts[98] * 1000, 1))
-
-
 def split(sent: list[Exchange]) -> list[list[Exchange]]:
     return [sent[start : start + BATCH] for start in range(0, len(sent), BATCH)]
 
 
-async def measure(server: str, count: int) -> list[Row]:
+async def append(store: LogStore, batches: list[list[Exchange]]) -> AsyncIterator[int]:
+    for batch in batches:
+        await store.append(batch)
+        yield len(batch)
+
+
+async def scan(store: LogStore) -> AsyncIterator[int]:
+    seen = 0
+    async for _ in store.scan(Query(kind="any")):
+        seen += 1
+        if seen % BATCH == 0:
+            yield BATCH
+
+
+async def write(sink: FileSink, batches: list[list[Exchange]]) -> AsyncIterator[int]:
+    for number, batch in enumerate(batches):
+        await sink.write(str(number), batch)
+        yield len(batch)
+
+
+async def run(server: ElasticsearchServer, count: int) -> list[Row]:
+    meter = Meter(server)
     batches = split(exchanges(count))
-    store = open_log_store(f"elasticsearch+{server}/bench-{os.getpid()}")
-    rows = []
+    store = open_log_store(f"elasticsearch+{server.url}/bench-{os.getpid()}")
     try:
         await store.append(exchanges(BATCH))  # makes the index
-        rows.append(await timed("append, server just started", split(exchanges(count)), lambda _, it: store.append(it)))
+        await meter.measure("append, server just started", append(store, split(exchanges(count))))
         for batch in split(exchanges(count)):  # until its compiler has seen enough
             await store.append(batch)
-        rows.append(await timed("append", batches, lambda _, batch: store.append(batch)))
-        rows.append(await timed("append, all there already", batches, lambda _, batch: store.append(batch)))
-        await asyncio.sleep(1.5)
-        began = time.perf_counter()
-        read = sum([1 async for _ in store.scan(Query(kind="any"))])
-        took = time.perf_counter() - began
-        rows.append(Row("scan", read, round(read / took), 0.0, 0.0))
+        await meter.measure("append", append(store, batches))
+        await meter.measure("append, all there already", append(store, batches))
+        await asyncio.sleep(1.5)  # the server's refresh
+        await meter.measure("scan", scan(store))
     finally:
         await store.close()
     for format in ("parquet", "jsonl"):
         with tempfile.TemporaryDirectory() as folder:
-            sink = open_sink(f"file://{folder}?format={format}")
-            rows.append(await timed(f"write {format}", batches, lambda n, batch, to=sink: to.write(str(n), batch)))
-    return rows
+            await meter.measure(f"write {format}", write(open_sink(f"file://{folder}?format={format}"), batches))
+    return meter.rows
 
 
 def show(rows: list[Row]) -> None:
-    print(f"batches of {BATCH}, about {PAYLOAD} bytes each; {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{'':<28}{'exchanges':>10}{'a second':>10}{'batch p50 ms':>14}{'p99 ms':>10}")
+    load = " ".join(f"{load:.1f}" for load in os.getloadavg())
+    print(f"batches of {BATCH}, {PAYLOAD} bytes each; {os.cpu_count()} cores, load {load}, {platform.python_version()}")
+    print(f"{'':<28}{'exchanges':>10}{'a second':>10}{'batch p50 ms':>14}{'p99 ms':>9}{'us here':>9}{'us there':>10}")
     for row in rows:
-        print(f"{row.what:<28}{row.exchanges:>10}{row.per_second:>10.0f}{row.p50_ms:>14.1f}{row.p99_ms:>10.1f}")
+        numbers = f"{row.exchanges:>10}{row.per_second:>10}{row.p50_ms:>14.1f}{row.p99_ms:>9.1f}"
+        print(f"{row.what:<28}{numbers}{row.own_us:>9}{row.server_us:>10}")
     print(f"goal of the whole shipping: {GOAL} a second")
 
 
@@ -117,7 +155,7 @@ def main() -> int:
     if server.own:
         server.start()
     try:
-        rows = asyncio.run(measure(server.url, arguments.exchanges))
+        rows = asyncio.run(run(server, arguments.exchanges))
         server.forget(f"bench-{os.getpid()}")
     finally:
         if server.own:
