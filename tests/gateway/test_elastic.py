@@ -369,7 +369,7 @@ async def test_a_killed_server_comes_back_with_every_exchange_once(
         scan = other.scan(Query(limit=500))
         found = [(await anext(scan)).id for _ in range(10)]
         shipping = asyncio.gather(persist(one, batches), persist(other, batches[::-1]))
-        while await one.get(uid(500)) is None:  # the first of 55 batches is in
+        while await one.get(uid(1500)) is None:  # eleven of 55 batches
             await asyncio.sleep(0.01)
         await asyncio.to_thread(own_server.kill)
         await asyncio.to_thread(own_server.start)
