@@ -56,10 +56,13 @@ check: setup ## format, lint, types, layers
 test: setup models services ## every test; PYTEST_ARGS="-k spool" for some
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-services: ## PostgreSQL and Chromium for the tests that use them, where this can install them
+services: ## PostgreSQL, Elasticsearch and Chromium for the tests that use them, where this can install them
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="postgresql"; \
 	command -v chromium chromium-browser google-chrome >/dev/null || missing="$$missing chromium"; \
+	[ -n "$${ELASTICSEARCH_URL:-}" ] || { \
+		command -v java >/dev/null || missing="$$missing openjdk-17-jre-headless"; \
+		command -v mvn >/dev/null || missing="$$missing maven"; }; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo not installed: $$missing, so the tests that need it are skipped; exit 0; fi; \

@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     routing_file: Path = Path("routing.yaml")
     database_url: str = ""
     log_store_url: str = ""
+    log_sinks: tuple[str, ...] = ()
     gateway: GatewaySettings = GatewaySettings()
     spool: SpoolSettings = SpoolSettings()
     work: WorkSettings = WorkSettings()

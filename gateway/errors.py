@@ -2,14 +2,18 @@
 
 UnderstudyError
 ├── ConfigError        a setting, routing file or data file that cannot be used
+│   └── MissingExtra       it needs an optional part that is not installed
 ├── CannotRedact       bytes that cannot be searched for personal data, and so must not be kept
 ├── StoreError         the log store or the control database did not do what was asked
+│   └── RecordsRefused     the store took all but some exchanges, which it will never take
 ├── UpstreamError      the upstream gave no usable answer
 │   ├── ConnectError       no connection, nothing was sent
 │   ├── UpstreamTimeout    a deadline passed
 │   └── UpstreamCut        the connection ended inside the reply
 └── RequestRefused     the gateway's own "no", with an HTTP status
 """
+
+from collections.abc import Mapping
 
 import orjson
 
@@ -22,12 +26,32 @@ class ConfigError(UnderstudyError):
     """A setting, routing file or data file that cannot be used."""
 
 
+class MissingExtra(ConfigError):
+    """A setting asks for a part that is installed on demand. `install` is the command that brings it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.install = f"pip install 'understudy[{extra}]'"
+        super().__init__(f"{what} needs an optional part that is not installed: {self.install}")
+
+
 class CannotRedact(UnderstudyError):
     """Bytes that cannot be searched for personal data, and so must not be kept. The message holds none of them."""
 
 
 class StoreError(UnderstudyError):
     """The log store or the control database did not do what was asked."""
+
+
+class RecordsRefused(StoreError):
+    """Some exchanges of a batch can never be stored; all others of it are. `reasons` says why, by id.
+
+    To send these again is useless: keep them aside. Any other StoreError says: send the batch again.
+    """
+
+    def __init__(self, where: str, reasons: Mapping[str, str]) -> None:
+        self.reasons = dict(reasons)
+        first = next(iter(self.reasons.items()), ("", ""))
+        super().__init__(f"{where} refused {len(self.reasons)} exchanges for good; the first, {first[0]}: {first[1]}")
 
 
 class UpstreamError(UnderstudyError):

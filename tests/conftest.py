@@ -1,4 +1,4 @@
-"""Fixtures that every package's tests share: a real PostgreSQL, started and stopped by the suite."""
+"""Fixtures that every package's tests share: a real PostgreSQL and Elasticsearch, started and stopped by the suite."""
 
 import itertools
 import os
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.elasticsearch_server import ElasticsearchServer, Unavailable
 
 _NUMBERS = itertools.count()
 
@@ -129,3 +131,27 @@ def sqlite_url(tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database, once of each kind."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(scope="session")
+def elasticsearch_server() -> Iterator[ElasticsearchServer]:
+    """The server that ELASTICSEARCH_URL names, or one for the session, which tests may kill and start again."""
+    server = ElasticsearchServer(os.environ.get("ELASTICSEARCH_URL"))
+    if server.own:
+        try:
+            server.start()
+        except Unavailable as missing:
+            pytest.skip(f"NOT TESTED, the Elasticsearch log store: {missing}")
+    try:
+        yield server
+    finally:
+        if server.own:
+            server.stop()
+
+
+@pytest.fixture
+def elasticsearch_url(elasticsearch_server: ElasticsearchServer) -> Iterator[str]:
+    """The URL of an empty log store; what is appended is seen at once. Its indices are dropped afterwards."""
+    name = f"test-{os.getpid()}-{next(_NUMBERS)}"
+    yield f"elasticsearch+{elasticsearch_server.url}/{name}?refresh=true&settle=0"
+    elasticsearch_server.forget(name)

@@ -20,8 +20,9 @@ from rich.text import Text
 
 from flywheel.cli.options import AsJson, Config
 from gateway.config import Settings, environment, load_settings
-from gateway.errors import ConfigError, UnderstudyError
+from gateway.errors import ConfigError, MissingExtra, UnderstudyError
 from gateway.logstore.open import open_log_store
+from gateway.sinks import open_sink
 from routing.errors import RoutingError
 from routing.targets import RouteTable
 
@@ -82,6 +83,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     rules, table = _rules(settings)
     yield rules
     yield from asyncio.run(_connections(settings, table))
+    yield from _sinks(settings)
     yield _port(settings)
     gpu = _gpu()
     yield Finding(check="accelerator", level="ok", found=gpu or f"no NVIDIA GPU: CPU, {os.cpu_count()} cores")
@@ -90,6 +92,11 @@ def examine(config: Path | None) -> Iterator[Finding]:
         "PostgreSQL programs",
         ("initdb", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")))),
         "only for the tests that use a server of their own: apt-get install postgresql",
+    )
+    yield _program(
+        "Maven",
+        ("mvn",),
+        "only for the tests that start an Elasticsearch of their own: apt-get install maven openjdk-17-jre-headless",
     )
     yield _program(
         "Chromium",
@@ -179,9 +186,26 @@ async def _log_store(settings: Settings) -> Finding:
         finally:
             await store.close()
     except (UnderstudyError, OSError, TimeoutError) as error:
-        mend = "start it, or correct UNDERSTUDY_LOG_STORE_URL"
+        mend = _mend_of(error) or "start it, or correct UNDERSTUDY_LOG_STORE_URL"
         return Finding(check=name, level="missing", found=_first_line(error) or "no answer in time", mend=mend)
     return Finding(check=name, level="ok", found=f"{counts.live} exchanges, {counts.mirrors} mirrors")
+
+
+def _sinks(settings: Settings) -> Iterator[Finding]:
+    """Whether each can be opened; nothing is written."""
+    for number, url in enumerate(settings.log_sinks, start=1):
+        name = f"log sink {number}"
+        try:
+            open_sink(url)
+        except ConfigError as error:
+            mend = _mend_of(error) or "correct UNDERSTUDY_LOG_SINKS"
+            yield Finding(check=name, level="missing", found=_first_line(error), mend=mend)
+        else:
+            yield Finding(check=name, level="ok", found=f"{url.partition('://')[0]}: can be used; not tried")
+
+
+def _mend_of(error: BaseException) -> str | None:
+    return f"in the environment of {sys.executable}: {error.install}" if isinstance(error, MissingExtra) else None
 
 
 async def _upstream(name: str, base_url: str) -> Finding:

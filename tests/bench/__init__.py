@@ -1,1 +1,1 @@
-"""Measurements that are run by hand; no test."""
+"""Measurements, each runnable by itself: python -m tests.bench.NAME."""

@@ -160,6 +160,52 @@ def test_a_log_store_of_an_unknown_kind_is_missing(folder: Path) -> None:
     assert "carrier-pigeon" in found["log store"]["found"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "check", "package", "extra"),
+    [
+        (
+            'log_store_url = "elasticsearch+http://me:secret@127.0.0.1:1/"',
+            "log store",
+            "elasticsearch",
+            "elasticsearch",
+        ),
+        ('log_sinks = ["memory://me:secret@place"]', "log sink 1", "pyarrow", "sinks"),
+    ],
+)
+def test_a_part_that_is_not_installed_is_named_with_how_to_get_it(
+    folder: Path, setting: str, check: str, package: str, extra: str
+) -> None:
+    change(folder, setting)
+    code = f"import sys; sys.modules['{package}'] = None; from flywheel.cli import main; main()"
+    command = [sys.executable, "-c", code, "doctor", "--json", "--config", str(folder / "understudy.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (finding,) = [each for each in json.loads(done.stdout)["findings"] if each["check"] == check]
+    assert done.returncode == 1
+    assert finding["level"] == "missing"
+    assert f"pip install 'understudy[{extra}]'" in finding["mend"]
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_an_elasticsearch_that_is_not_there_is_missing(folder: Path) -> None:
+    change(folder, 'log_store_url = "elasticsearch+http://me:secret@127.0.0.1:1/"\nlog_sinks = ["memory://place"]')
+    _, found = ask(folder)
+    assert found["log store"]["level"] == "missing"
+    assert "start it" in found["log store"]["mend"]
+    assert found["log sink 1"]["level"] == "ok"
+    assert "secret" not in json.dumps(found)
+
+
+@pytest.mark.elasticsearch
+def test_elasticsearch_is_asked_too(folder: Path, elasticsearch_url: str) -> None:
+    change(folder, f'log_store_url = "{elasticsearch_url}"')
+    assert ask(folder)[1]["log store"] == {
+        "check": "log store",
+        "level": "ok",
+        "found": "0 exchanges, 0 mirrors",
+        "mend": "",
+    }
+
+
 def test_a_data_folder_that_is_a_file_is_missing(folder: Path) -> None:
     (folder / "data").write_text("")
     code, found = ask(folder)

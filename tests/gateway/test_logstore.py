@@ -13,10 +13,13 @@ from gateway.logstore.open import open_log_store
 from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LogStore]:
     """One of each implementation, empty."""
-    opened = open_log_store(f"sqlite:///{tmp_path}/log.db")
+    url = (
+        f"sqlite:///{tmp_path}/log.db" if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_url")
+    )
+    opened = open_log_store(url)
     yield opened
     await opened.close()
 
