@@ -12,10 +12,18 @@ from gateway.logstore.open import open_log_store
 from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 
 
-@pytest.fixture(params=["sqlite"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LogStore]:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[LogStore]:
     """One of each implementation, empty."""
-    opened = open_log_store(f"sqlite:///{tmp_path}/log.db")
+    opened = open_log_store(url)
     yield opened
     await opened.close()
 
