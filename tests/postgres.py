@@ -94,7 +94,18 @@ def running_postgres(*options: str) -> Iterator[PostgresServer]:
         os.chown(folder, int(owner[1].partition("=")[2]), int(owner[2].partition("=")[2]))
     server = PostgresServer(bin=programs, port=_free_port(), folder=folder, owner=owner, options=options)
     try:
-        initdb = [programs / "initdb", "-D", folder / "data", "-U", "understudy", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        initdb = [
+            programs / "initdb",
+            "-D",
+            folder / "data",
+            "-U",
+            "understudy",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         made = subprocess.run([*owner, *initdb], cwd=folder, capture_output=True, text=True, check=False)
         if made.returncode:
             raise CannotRun(f"initdb: {made.stderr.strip() or made.stdout.strip()}")

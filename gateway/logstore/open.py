@@ -26,6 +26,5 @@ def open_log_store(url: str) -> LogStore:
         return PostgresLogStore(f"postgresql://{rest}")
     named = repr(scheme) if found else "it"  # without a scheme, all of it may be a secret
     raise ConfigError(
-        f"log_store_url: {named} is no log store; use sqlite:///PATH or "
-        "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        f"log_store_url: {named} is no log store; use sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
     )

@@ -47,6 +47,7 @@ CREATE INDEX messages_last_day ON messages (last_day);
 CREATE TABLE sweeps (count bigint NOT NULL);
 INSERT INTO sweeps VALUES (0);
 """
+_TABLE: Final = "SELECT count(*) FROM pg_tables WHERE schemaname = 'understudy_log' AND tablename = $1"
 _STAGED: Final = ("day", *COLUMNS)
 _STAGING: Final = f"""
 CREATE TEMPORARY TABLE staging ON COMMIT DELETE ROWS AS SELECT {", ".join(_STAGED)} FROM exchanges WITH NO DATA
@@ -199,10 +200,10 @@ class PostgresLogStore(SqlReads):
     async def _prepare(self, connection: asyncpg.Connection) -> None:
         """The tables, if they are not there, and the connection's own. What a server forgot in a crash is not known."""
         self._forget()
-        if await connection.fetchval("SELECT to_regclass('understudy_log.exchanges')") is None:
+        if not await _is_there(connection, "exchanges"):
             async with connection.transaction():
                 await connection.fetch(_BEGIN, f"{int(self._timeout * 1000)}ms")
-                if await connection.fetchval("SELECT to_regclass('understudy_log.exchanges')") is None:
+                if not await _is_there(connection, "exchanges"):
                     await connection.execute(_SCHEMA)
         await connection.execute(_STAGING)
 
@@ -222,10 +223,15 @@ class PostgresLogStore(SqlReads):
             conditions.add(f"day {comparison}= {{}}", days[0])
 
 
+async def _is_there(connection: asyncpg.Connection, table: str) -> bool:
+    """By the catalogue's rows: to_regclass answers from a cache that may not know what another has just committed."""
+    return bool(await connection.fetchval(_TABLE, table))
+
+
 async def _make_partition(connection: asyncpg.Connection, day: date) -> None:
     """Attached, not created in place: that would wait for every reader."""
     name = _partition(day)
-    if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+    if not await _is_there(connection, name):
         await connection.execute(
             f"CREATE TABLE {name} (LIKE exchanges INCLUDING DEFAULTS);"
             f"CREATE INDEX ON {name} USING brin (timestamp);"

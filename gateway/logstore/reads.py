@@ -46,7 +46,7 @@ class Conditions:
 class SqlReads(ABC):
     """The reading half of gateway.logstore.LogStore, over the tables `exchanges` and `messages`.
 
-    A store may keep exchanges apart by day; `_days` says to a query which days its ids are of.
+    `_order` are the columns that put exchanges in the order of their ids.
     """
 
     _order: str = "id"
@@ -59,8 +59,9 @@ class SqlReads(ABC):
     def _heads(self, heads: list[bytes]) -> tuple[str, Sequence[Any]]:
         """A query for these addresses as rows, with its values."""
 
+    @abstractmethod
     def _days(self, conditions: Conditions, comparison: str, ids: Sequence[str]) -> None:
-        """Adds what `comparison` (`=`, `<` or `>`) of an id with one of `ids` says about its day."""
+        """Adds what `comparison` (`=`, `<` or `>`) of an id with one of `ids` says about its day, if that is stored."""
 
     async def scan(self, query: Query) -> AsyncIterator[Exchange]:
         """Keyset pages by id: constant memory, and never a long read transaction."""

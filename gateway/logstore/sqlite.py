@@ -12,7 +12,7 @@ import aiosqlite
 from gateway.errors import StoreError
 from gateway.ids import id_at
 from gateway.logstore.history import FOLD_FROM, Known
-from gateway.logstore.reads import Row, SqlReads
+from gateway.logstore.reads import Conditions, Row, SqlReads
 from gateway.logstore.rows import COLUMNS, DAY, batch_of, day_of
 from gateway.records import Exchange
 
@@ -135,7 +135,10 @@ class SqliteLogStore(SqlReads):
             return cast("list[Row]", await connection.execute_fetchall(sql.replace("$", "?"), values))
 
     def _heads(self, heads: list[bytes]) -> tuple[str, Sequence[Any]]:
-        return f"VALUES {', '.join(['(?)'] * len(heads))}", heads
+        return f"SELECT hash FROM messages WHERE hash IN ({', '.join('?' * len(heads))})", heads
+
+    def _days(self, conditions: Conditions, comparison: str, ids: Sequence[str]) -> None:
+        """Days are not stored here: ids have an index of their own."""
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

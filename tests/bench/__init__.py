@@ -1,0 +1,1 @@
+"""Measurements, run by hand: each is a module that prints a table."""
