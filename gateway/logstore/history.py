@@ -11,7 +11,7 @@ place. A request that repeats nothing of that size is left as it is.
 
 Two choices save bytes. The last message of a request is new in most traffic, so it becomes a node only when a later
 turn repeats it. And a node has a row, its address and its parent's to carry, so short messages go together: with groups
-of 1, 256, 512, 1024 bytes, 250 conversations of ten turns took 6.0, 5.9, 6.4, 10.5 MB in SQLite and 6.4, 6.0, 6.3,
+of 1, 256, 512, 1024 bytes, 250 conversations of ten turns took 5.7, 5.7, 6.0, 7.0 MB in SQLite and 6.4, 6.0, 6.3,
 6.9 MB in PostgreSQL (python -m tests.bench.bench_logstore --exchanges 2500 --fold-from N).
 """
 

@@ -74,6 +74,14 @@ _BEGIN: Final = """
 SELECT pg_advisory_xact_lock(7310304810711), set_config('idle_in_transaction_session_timeout', $1, true),
     CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END
 """
+# A chain is followed through the index. Left to itself the planner reads the whole table again for each link.
+_SERVER_SETTINGS: Final = {
+    "application_name": "understudy",
+    "search_path": "understudy_log",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
 _FIRST_DAY: Final = date(1970, 1, 1)
 
 
@@ -193,7 +201,7 @@ class PostgresLogStore(SqlReads):
                     min_size=0,
                     max_size=4,
                     init=self._prepare,
-                    server_settings={"application_name": "understudy", "search_path": "understudy_log"},
+                    server_settings=_SERVER_SETTINGS,
                 )
         return self._pool
 

@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS exchanges (
 CREATE INDEX IF NOT EXISTS exchanges_workload ON exchanges (workload_id, id);
 CREATE INDEX IF NOT EXISTS exchanges_rollout ON exchanges (rollout, seq) WHERE rollout != '';
 CREATE TABLE IF NOT EXISTS messages (
-    hash BLOB PRIMARY KEY, parent BLOB, body TEXT NOT NULL, last_day INTEGER NOT NULL
-) WITHOUT ROWID;
+    hash BLOB NOT NULL PRIMARY KEY, parent BLOB, last_day INTEGER NOT NULL, body TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS sweeps (count INTEGER NOT NULL);
 INSERT INTO sweeps SELECT 0 WHERE NOT EXISTS (SELECT * FROM sweeps);
 """
