@@ -242,7 +242,6 @@ async def _make_partition(connection: asyncpg.Connection, day: date) -> None:
     if not await _is_there(connection, name):
         await connection.execute(
             f"CREATE TABLE {name} (LIKE exchanges INCLUDING DEFAULTS);"
-            f"CREATE INDEX ON {name} USING brin (timestamp);"
             f"ALTER TABLE exchanges ATTACH PARTITION {name} FOR VALUES FROM ('{day}') TO ('{day + timedelta(days=1)}')"
         )
 

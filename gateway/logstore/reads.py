@@ -15,6 +15,7 @@ __all__ = ["Conditions", "Row", "SqlReads"]
 Row = Mapping[str, Any]
 _PAGE: Final = 500
 _SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM exchanges"
+_ROLLOUT: Final = "rollout = {} AND rollout != ''"  # the second half lets the partial index be used
 _CHAINS: Final = """
 WITH RECURSIVE chain (hash) AS (
     {heads} UNION SELECT m.parent FROM chain JOIN messages m ON m.hash = chain.hash WHERE m.parent IS NOT NULL
@@ -85,7 +86,7 @@ class SqlReads(ABC):
 
     async def pairs(self, rollout: str, after: str | None, limit: int) -> list[Pair]:
         where = Conditions()
-        where.add("rollout = {} AND arm = 'mirror' AND seq > {}", rollout, await self._seq(after))
+        where.add(f"{_ROLLOUT} AND arm = 'mirror' AND seq > {{}}", rollout, await self._seq(after))
         rows = await self._select(f"{_SELECT} {where} ORDER BY seq LIMIT {int(limit)}", where.values)
         mirrors = await self._exchanges(rows)
         live = await self._by_ids(sorted({mirror.mirror_of for mirror in mirrors}))
