@@ -1,26 +1,23 @@
 """The embedded log store: SQLite in write-ahead mode, one writer (the shipper), any number of readers."""
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiosqlite
-import orjson
 
 from gateway.errors import StoreError
 from gateway.ids import id_at
-from gateway.logstore import LogCounts, Query
-from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Pair, Usage
+from gateway.logstore.history import FOLD_FROM, Known
+from gateway.logstore.reads import Conditions, Row, SqlReads
+from gateway.logstore.rows import COLUMNS, DAY, batch_of, day_of
+from gateway.records import Exchange
 
 __all__ = ["SqliteLogStore"]
 
-_COLUMNS: Final = (
-    "id", "timestamp", "workload_id", "client_id", "session_id", "model", "arm", "outcome", "status", "path", "stream",
-    "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd", "config_snapshot", "rollout", "trace_id",
-    "error", "mirror", "mirror_of", "breaker", "attempts", "request", "response", "redacted",
-)  # fmt: skip
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS exchanges (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -29,200 +26,156 @@ CREATE TABLE IF NOT EXISTS exchanges (
     path TEXT NOT NULL, stream INTEGER NOT NULL, latency_ms REAL NOT NULL, ttft_ms REAL, input_tokens INTEGER,
     output_tokens INTEGER, cost_usd REAL, config_snapshot TEXT NOT NULL, rollout TEXT NOT NULL, trace_id TEXT NOT NULL,
     error TEXT NOT NULL, mirror TEXT NOT NULL, mirror_of TEXT NOT NULL, breaker TEXT NOT NULL, attempts TEXT NOT NULL,
-    request TEXT, response TEXT, redacted TEXT
+    request TEXT, response TEXT, history BLOB, tools BLOB, redacted TEXT
 );
 CREATE INDEX IF NOT EXISTS exchanges_workload ON exchanges (workload_id, id);
 CREATE INDEX IF NOT EXISTS exchanges_rollout ON exchanges (rollout, seq) WHERE rollout != '';
+CREATE TABLE IF NOT EXISTS messages (
+    hash BLOB NOT NULL PRIMARY KEY, parent BLOB, last_day INTEGER NOT NULL, body TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sweeps (count INTEGER NOT NULL);
+INSERT INTO sweeps SELECT 0 WHERE NOT EXISTS (SELECT * FROM sweeps);
 """
-_ADDED: Final = ("redacted",)  # since the first version
+_LATER_COLUMNS: Final = {"history": "BLOB", "tools": "BLOB", "redacted": "TEXT"}
 _INSERT: Final = (
-    f"INSERT INTO exchanges ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    "ON CONFLICT (id) DO NOTHING"
+    f"INSERT INTO exchanges ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT (id) DO NOTHING"
 )
-_PAGE: Final = 500
-DAY: Final = 86_400
+_INSERT_NODE: Final = (
+    "INSERT INTO messages (hash, parent, body, last_day) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (hash) DO UPDATE SET last_day = excluded.last_day WHERE last_day < excluded.last_day"
+)
 
 
-class SqliteLogStore:
-    """See gateway.logstore.LogStore. Raises StoreError when the file cannot be read or written."""
+class SqliteLogStore(SqlReads):
+    """See gateway.logstore.LogStore. Raises StoreError when the file cannot be read or written.
 
-    def __init__(self, path: Path) -> None:
+    Each message's `last_day` is raised to the day of every exchange that uses it, and a message goes when its last day
+    does. `sweeps` counts the times that something went, so that a writer in another process forgets what it knew.
+    """
+
+    def __init__(self, path: Path, *, fold_from: int = FOLD_FROM) -> None:
         self._path = path
+        self._fold_from = fold_from
         self._connection: aiosqlite.Connection | None = None
         self._opening = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._known = Known()
+        self._sweeps = -1
 
     async def append(self, exchanges: Sequence[Exchange]) -> None:
-        rows = [_row(exchange) for exchange in exchanges]
-        try:
-            connection = await self._open()
-            await connection.executemany(_INSERT, rows)
+        if not exchanges:
+            return
+        batch = batch_of(exchanges, self._fold_from)
+        async with self._transaction() as connection:
+            await self._notice_sweeps(connection)
+            lacking = [
+                (address, node.parent, node.body, day)
+                for address, (node, day) in batch.nodes.items()
+                if self._known.lacks(address, day)
+            ]
+            if lacking:
+                await connection.executemany(_INSERT_NODE, lacking)
+            await connection.executemany(_INSERT, batch.rows)
             await connection.commit()
-        except sqlite3.Error as error:
-            if self._connection is not None:
-                await self._connection.rollback()
-            raise StoreError(f"{self._path}: {error}") from error
-
-    async def scan(self, query: Query) -> AsyncIterator[Exchange]:
-        """Keyset pages by id: constant memory, and never a long read transaction."""
-        left, last = query.limit, query.after
-        while left is None or left > 0:
-            page = _PAGE if left is None else min(_PAGE, left)
-            rows = await self._select(*_sql(query, last, page))
-            for row in rows:
-                yield _exchange(row)
-            if len(rows) < page:
-                return
-            last = rows[-1]["id"]
-            left = None if left is None else left - len(rows)
-
-    async def get(self, exchange_id: str) -> Exchange | None:
-        rows = await self._select("SELECT * FROM exchanges WHERE id = ?", [exchange_id])
-        return _exchange(rows[0]) if rows else None
-
-    async def pairs(self, rollout: str, after: str | None, limit: int) -> list[Pair]:
-        mirrors = await self._select(
-            "SELECT * FROM exchanges WHERE rollout = ? AND arm = 'mirror' "
-            "AND seq > coalesce((SELECT seq FROM exchanges WHERE id = ?), 0) ORDER BY seq LIMIT ?",
-            [rollout, after, limit],
-        )
-        marks = ", ".join("?" * len(mirrors))
-        originals = await self._select(
-            f"SELECT * FROM exchanges WHERE id IN ({marks})", [m["mirror_of"] for m in mirrors]
-        )
-        live = {row["id"]: _exchange(row) for row in originals}
-        return [Pair(live=live[m["mirror_of"]], mirrored=_exchange(m)) for m in mirrors if m["mirror_of"] in live]
-
-    async def counts(self, workload: str | None = None) -> LogCounts:
-        where, values = ("WHERE workload_id = ?", [workload]) if workload is not None else ("", [])
-        rows = await self._select(
-            f"SELECT arm = 'mirror' AS mirrored, outcome, count(*) AS n FROM exchanges {where} GROUP BY 1, 2", values
-        )
-        by_outcome: dict[str, int] = {}
-        for row in rows:
-            if not row["mirrored"]:
-                by_outcome[row["outcome"]] = by_outcome.get(row["outcome"], 0) + row["n"]
-        mirrors = sum(row["n"] for row in rows if row["mirrored"])
-        return LogCounts(live=sum(by_outcome.values()), mirrors=mirrors, by_outcome=by_outcome)
+            self._known.note((address, day) for address, _, _, day in lacking)
 
     async def expire(self, before: float) -> int:
         """See LogStore. The file keeps its size; what was freed is used again."""
         midnight = id_at(int(before // DAY * DAY * 1000), bytes(10))
-        try:
-            connection = await self._open()
-            cursor = await connection.execute(
-                "SELECT count(DISTINCT substr(datetime(timestamp, 'unixepoch'), 1, 10)) FROM exchanges WHERE id < ?",
-                [midnight],
-            )
-            ((days,),) = await cursor.fetchall()
-            await connection.execute("DELETE FROM exchanges WHERE id < ?", [midnight])
+        async with self._transaction() as connection:
+            days = await _days_before(connection, midnight)
+            if days:
+                await connection.execute("DELETE FROM exchanges WHERE id < ?", [midnight])
+                await connection.execute("DELETE FROM messages WHERE last_day < ?", [int(before // DAY)])
+                await connection.execute("UPDATE sweeps SET count = count + 1")
             await connection.commit()
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path}: {error}") from error
-        return int(days)
+        return days
 
     async def close(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await connection.close()
 
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """One writer at a time; what the block does not commit is undone."""
+        connection = await self._open()
+        async with self._writing:
+            with self._errors():
+                try:
+                    await connection.execute("BEGIN IMMEDIATE")
+                    yield connection
+                finally:
+                    await connection.rollback()
+
+    async def _notice_sweeps(self, connection: aiosqlite.Connection) -> None:
+        ((sweeps,),) = await connection.execute_fetchall("SELECT count FROM sweeps")
+        if sweeps != self._sweeps:
+            self._known.forget()
+            self._sweeps = sweeps
+
     async def _open(self) -> aiosqlite.Connection:
         async with self._opening:
             if self._connection is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                connection = await aiosqlite.connect(self._path, timeout=10)
-                connection.row_factory = sqlite3.Row
-                try:
-                    await connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
-                    await _add_columns(connection)
-                except sqlite3.Error:
-                    await connection.close()
-                    raise
-                self._connection = connection
+                with self._errors():
+                    self._path.parent.mkdir(parents=True, exist_ok=True)
+                    connection = await aiosqlite.connect(self._path, timeout=10)
+                    connection.row_factory = sqlite3.Row
+                    try:
+                        await _prepare(connection)
+                    except sqlite3.Error:
+                        await connection.close()
+                        raise
+                    self._connection = connection
         return self._connection
 
-    async def _select(self, sql: str, values: Sequence[Any]) -> list[sqlite3.Row]:
+    async def _select(self, sql: str, values: Sequence[Any]) -> Sequence[Row]:
+        connection = await self._open()
+        with self._errors():
+            return cast("list[Row]", await connection.execute_fetchall(sql.replace("$", "?"), values))
+
+    def _heads(self, heads: list[bytes]) -> tuple[str, Sequence[Any]]:
+        return f"SELECT hash FROM messages WHERE hash IN ({', '.join('?' * len(heads))})", heads
+
+    def _days(self, conditions: Conditions, comparison: str, ids: Sequence[str]) -> None:
+        """Days are not stored here: ids have an index of their own."""
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            connection = await self._open()
-            return list(await connection.execute_fetchall(sql, values))
-        except sqlite3.Error as error:
+            yield
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self._path}: {error}") from error
 
 
-async def _add_columns(connection: aiosqlite.Connection) -> None:
-    """Give a file of an earlier version the columns that came since."""
-    have = {row["name"] for row in await connection.execute_fetchall("PRAGMA table_info(exchanges)")}
-    for name in _ADDED:
-        if name not in have:
-            try:
-                await connection.execute(f"ALTER TABLE exchanges ADD COLUMN {name} TEXT")
-            except sqlite3.OperationalError as error:
-                if "duplicate column" not in str(error):  # another process was quicker
-                    raise
+async def _days_before(connection: aiosqlite.Connection, midnight: str) -> int:
+    """How many days have exchanges with an id below `midnight`: one look into the index for each."""
+    days, start = 0, ""
+    while True:
+        ((first,),) = await connection.execute_fetchall(
+            "SELECT min(id) FROM exchanges WHERE id >= ? AND id < ?", [start, midnight]
+        )
+        if first is None:
+            return days
+        days += 1
+        day = day_of(first)
+        start = midnight if day is None else id_at((day + 1) * DAY * 1000, bytes(10))
 
 
-def _sql(query: Query, last: str | None, page: int) -> tuple[str, list[Any]]:
-    clauses: list[str] = []
-    values: list[Any] = []
-    for column, value in (
-        ("workload_id", query.workload),
-        ("client_id", query.client),
-        ("model", query.model),
-        ("outcome", query.outcome),
-        ("rollout", query.rollout),
-    ):
-        if value is not None:
-            clauses.append(f"{column} = ?")
-            values.append(str(value))
-    for clause, bound in (
-        ("timestamp >= ?", query.since),
-        ("timestamp < ?", query.until),
-        ("id < ?" if query.newest_first else "id > ?", last),
-    ):
-        if bound is not None:
-            clauses.append(clause)
-            values.append(bound)
-    if query.kind != "any":
-        clauses.append("arm = 'mirror'" if query.kind == "mirror" else "arm != 'mirror'")
-    where = f"WHERE {' AND '.join(clauses)}" if clauses else ""
-    return f"SELECT * FROM exchanges {where} ORDER BY id {'DESC' if query.newest_first else 'ASC'} LIMIT ?", [
-        *values,
-        page,
-    ]
+async def _prepare(connection: aiosqlite.Connection) -> None:
+    """Tables and indexes; a file of an earlier version gets the columns that it lacks."""
+    await connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+    if await _is_current(connection):
+        return
+    await connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+    present = {row["name"] for row in await connection.execute_fetchall("PRAGMA table_info(exchanges)")}
+    for column, kind in _LATER_COLUMNS.items():
+        if column not in present:
+            await connection.execute(f"ALTER TABLE exchanges ADD COLUMN {column} {kind}")
+    await connection.commit()
 
 
-def _row(exchange: Exchange) -> tuple[Any, ...]:
-    usage = exchange.usage
-    values: dict[str, Any] = {
-        "input_tokens": usage.input_tokens if usage else None,
-        "output_tokens": usage.output_tokens if usage else None,
-        "attempts": orjson.dumps(exchange.attempts).decode(),
-        "request": _json(exchange.request),
-        "response": _json(exchange.response),
-        "redacted": _json(exchange.redacted),
-    }
-    return tuple(values[name] if name in values else _plain(getattr(exchange, name)) for name in _COLUMNS)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, str) else value
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
-
-
-def _exchange(row: sqlite3.Row) -> Exchange:
-    values = {name: row[name] for name in _COLUMNS if name not in ("input_tokens", "output_tokens")}
-    counted = row["input_tokens"] is not None
-    values |= {
-        "arm": Arm(row["arm"]),
-        "outcome": Outcome(row["outcome"]),
-        "mirror": MirrorFate(row["mirror"]),
-        "stream": bool(row["stream"]),
-        "usage": Usage(input_tokens=row["input_tokens"], output_tokens=row["output_tokens"]) if counted else None,
-        "attempts": tuple(Attempt(**attempt) for attempt in orjson.loads(row["attempts"])),
-        "request": row["request"] and orjson.loads(row["request"]),
-        "response": row["response"] and orjson.loads(row["response"]),
-        "redacted": row["redacted"] and orjson.loads(row["redacted"]),
-    }
-    return Exchange(**values)
+async def _is_current(connection: aiosqlite.Connection) -> bool:
+    found = await connection.execute_fetchall("SELECT name FROM pragma_table_info('exchanges')")
+    swept = await connection.execute_fetchall("SELECT 1 FROM sqlite_master WHERE name = 'sweeps'")
+    return bool(list(swept)) and {row["name"] for row in found} >= {*COLUMNS}

@@ -1,24 +1,37 @@
 """The contract that every log store keeps."""
 
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, StoreError
 from gateway.ids import id_at
 from gateway.logstore import LogStore, Query
 from gateway.logstore.open import open_log_store
+from gateway.logstore.reads import SqlReads
 from gateway.records import Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 
 
-@pytest.fixture(params=["sqlite", pytest.param("elasticsearch", marks=pytest.mark.elasticsearch)])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LogStore]:
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("elasticsearch", marks=pytest.mark.elasticsearch),
+    ]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/log.db"
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[LogStore]:
     """One of each implementation, empty."""
-    url = (
-        f"sqlite:///{tmp_path}/log.db" if request.param == "sqlite" else request.getfixturevalue(f"{request.param}_url")
-    )
     opened = open_log_store(url)
     yield opened
     await opened.close()
@@ -114,9 +127,10 @@ async def test_counts(store: LogStore) -> None:
 
 def test_unknown_stores_are_refused() -> None:
     """With what can be used instead, and without the URL's secrets."""
-    with pytest.raises(ConfigError, match="sqlite") as caught:
-        open_log_store("mysql://user:secret@host/db")
-    assert "secret" not in str(caught.value)
+    for wrong in ("mysql://user:secret@host/db", "user:secret@host/db"):
+        with pytest.raises(ConfigError, match=r"sqlite.*postgresql") as caught:
+            open_log_store(wrong)
+        assert "secret" not in str(caught.value)
 
 
 async def test_whole_days_expire(store: LogStore) -> None:
@@ -128,16 +142,106 @@ async def test_whole_days_expire(store: LogStore) -> None:
     assert await store.expire(3.5 * 86_400) == 0
 
 
-async def test_a_file_of_an_earlier_version_gets_the_new_columns(tmp_path: Path) -> None:
-    """What it holds stays, and new exchanges keep what was masked."""
-    path = tmp_path / "log.db"
-    store = open_log_store(f"sqlite:///{path}")
-    await store.append([exchange(1)])
-    await store.close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("ALTER TABLE exchanges DROP COLUMN redacted")
-    connection.close()
-    store = open_log_store(f"sqlite:///{path}")
-    await store.append([exchange(2, redacted={"email": 1})])
-    assert [found.redacted async for found in store.scan(Query())] == [None, {"email": 1}]
-    await store.close()
+def at_day(day: int, n: int, request: dict) -> Exchange:
+    return exchange(n, id=id_at(day * 86_400_000 + n, bytes(10)), timestamp=day * 86_400.0, request=request)
+
+
+def asking(n: int, topic: str = "same") -> dict:
+    """A request whose first message and tools are long enough to be stored apart."""
+    said = [{"role": "system", "content": topic * 300}, {"role": "user", "content": f"question {n}"}]
+    return {"tools": [{"name": topic * 200}], "messages": said, "n": n}
+
+
+async def nodes(store: LogStore) -> int:
+    assert isinstance(store, SqlReads)
+    return int((await store._select("SELECT count(*) AS n FROM messages", []))[0]["n"])
+
+
+async def test_text_with_any_character_is_kept_and_found(store: LogStore) -> None:
+    """NUL and escape characters are legal in JSON, so also in a workload's name."""
+    await store.append([exchange(1, workload_id="a\0b\x1b0", error="\x1b\0"), exchange(2)])
+    (found,) = [each async for each in store.scan(Query(workload="a\0b\x1b0"))]
+    assert (found.id, found.error) == (uid(1), "\x1b\0")
+
+
+async def test_an_impossible_count_of_tokens_does_not_stop_the_log(store: LogStore) -> None:
+    """Upstreams say what they like."""
+    await store.append([exchange(1, usage=Usage(input_tokens=2**64 - 1, output_tokens=1))])
+    found = await store.get(uid(1))
+    assert found is not None
+    assert found.usage is None
+
+
+async def test_repeated_history_is_stored_once_and_comes_back(store: LogStore) -> None:
+    """Long conversations, more of them than a page holds, and mirrors with the same request."""
+    said = [{"role": "user", "content": f"{n} " + "z" * 600} for n in range(40)]
+    given = [exchange(n, request=asking(n)) for n in range(1, 100)]
+    given += [exchange(n, request={"messages": said[: n % 40 + 1]}) for n in range(100, 200)]
+    given += [exchange(n, request=asking(n, str(n))) for n in range(200, 900)]
+    given += [exchange(900, request=asking(1), arm=Arm.MIRROR, mirror_of=uid(1), rollout="r")]
+    for first in range(0, len(given), 100):
+        await store.append(given[first : first + 100])
+    assert [found async for found in store.scan(Query(kind="any"))] == given
+    (pair,) = await store.pairs("r", None, 10)
+    assert (pair.live, pair.mirrored) == (given[0], given[-1])
+    assert await nodes(store) == 2 + 39 + 2 * 700
+
+
+async def test_expiry_keeps_messages_that_a_kept_exchange_repeats(store: LogStore) -> None:
+    """Whatever the order in which the days arrived."""
+    kept = [at_day(3, 1, asking(1)), at_day(5, 2, asking(2, "late"))]
+    await store.append([kept[1]])
+    await store.append([at_day(1, 3, asking(3)), at_day(1, 4, asking(4, "once")), at_day(2, 5, asking(5, "late"))])
+    await store.append([kept[0]])
+    assert await nodes(store) == 6
+    assert await store.expire(3 * 86_400) == 2
+    assert [found async for found in store.scan(Query())] == kept
+    assert await nodes(store) == 4
+
+
+async def test_a_writer_notices_that_another_let_messages_expire(store: LogStore, url: str) -> None:
+    """What it had stored is not there any more, so it is stored again, for an exchange that comes very late."""
+    await store.append([at_day(1, 1, asking(1))])
+    other = open_log_store(url)
+    assert await other.expire(2 * 86_400) == 1
+    late = at_day(1, 2, asking(2))
+    await store.append([late])
+    assert await store.get(late.id) == late
+    await other.close()
+
+
+async def test_a_missing_or_changed_message_names_the_exchange(store: LogStore) -> None:
+    """And is an error, not a shorter request."""
+    await store.append([exchange(1, request=asking(1)), exchange(2, request={"messages": []})])
+    assert isinstance(store, SqlReads)
+    for damage in ("UPDATE messages SET body = '1'", "DELETE FROM messages"):
+        await store._select(f"{damage} RETURNING hash", [])
+        with pytest.raises(StoreError, match=uid(1)):
+            await store.get(uid(1))
+        with pytest.raises(StoreError, match=uid(1)):
+            await ids(store)
+    assert await store.get(uid(2)) == exchange(2, request={"messages": []})
+
+
+async def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its exchanges stay readable, new ones are folded beside them; a second opening finds nothing to do."""
+    url = f"sqlite:///{tmp_path}/log.db"
+    first = open_log_store(url)
+    await first.append([FULL])
+    await first.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "log.db")) as file:
+        for change in (
+            "ALTER TABLE exchanges DROP COLUMN history",
+            "ALTER TABLE exchanges DROP COLUMN tools",
+            "DROP TABLE messages",
+            "DROP TABLE sweeps",
+        ):
+            file.execute(change)
+    for n in (2, 3):
+        opened = open_log_store(url)
+        await opened.append([exchange(n, request=asking(n))])
+        assert await opened.get(FULL.id) == FULL
+        found = await opened.get(uid(n))
+        assert found is not None
+        assert found.request == asking(n)
+        await opened.close()
