@@ -13,6 +13,7 @@ from gateway.breaker import Breakers
 from gateway.config import Settings
 from gateway.endpoints import Endpoints
 from gateway.mirror import Mirrors
+from gateway.presidio import redactor_of
 from gateway.proxy import Proxy
 from gateway.snapshot import Snapshot
 from gateway.spool import Spool
@@ -33,9 +34,16 @@ def build(settings: Settings, *, shared_metrics: Path | None = None) -> Endpoint
     snapshot = Snapshot(settings, Rollouts(engine), metrics)
     spool = Spool(settings.spool_dir, settings.spool, metrics)
     upstream = DirectUpstream()
-    mirrors = Mirrors(upstream=DirectUpstream(), sink=spool, metrics=metrics)
+    redactor = redactor_of(settings.privacy)
+    mirrors = Mirrors(upstream=DirectUpstream(), sink=spool, metrics=metrics, redactor=redactor)
     proxy = Proxy(
-        upstream=upstream, snapshot=snapshot, breakers=Breakers(), sink=spool, mirrors=mirrors, metrics=metrics
+        upstream=upstream,
+        snapshot=snapshot,
+        breakers=Breakers(),
+        sink=spool,
+        mirrors=mirrors,
+        metrics=metrics,
+        redactor=redactor,
     )
 
     @asynccontextmanager

@@ -8,8 +8,8 @@ from typing import Any, Final
 from gateway.errors import RequestRefused, error_body
 from gateway.ids import new_id
 from gateway.proxy import Proxy, Send, log_full
-from gateway.spool import PIECE, Kind, Spool
-from gateway.tee import DEFAULT, Inbound
+from gateway.spool import PIECE, Spool
+from gateway.tee import Inbound
 
 __all__ = ["RELAYED", "Endpoints"]
 
@@ -81,17 +81,11 @@ class Endpoints:
                 return True
             fresh += 1
             if size - call.spooled >= PIECE:
-                self._spool_part(call, b"".join(parts[-fresh:]))
+                self._proxy.spool_part(call, b"".join(parts[-fresh:]))
                 fresh = 0
             message = await receive()
         call.body = b"".join(parts)
         return False
-
-    def _spool_part(self, call: Inbound, part: bytes) -> None:
-        """Log what has come of a large body since the last time."""
-        about = {"id": call.id, "timestamp": call.timestamp, "path": call.path, "workload_id": DEFAULT}
-        self._spool.pieces(about, Kind.REQUEST, part, call.spooled)
-        call.spooled += len(part)
 
 
 async def _watch(call: Inbound, receive: Receive, task: "asyncio.Task[Any] | None") -> None:

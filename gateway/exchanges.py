@@ -2,6 +2,7 @@
 
 import contextlib
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -10,9 +11,9 @@ from gateway.assemble import assemble, usage_of
 from gateway.records import JSON, Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 from gateway.tail import Record
 
-__all__ = ["to_exchange"]
+__all__ = ["body_of", "to_exchange"]
 
-_NOT_FIELDS = ("frame", "at")
+_NOT_FIELDS = ("frame", "at", "pii", "assembled")
 _MAX_BODY = 64 * 1024 * 1024
 
 
@@ -22,14 +23,14 @@ def to_exchange(record: Record) -> Exchange:
     Raises ValueError, KeyError or TypeError for a record that is none.
     """
     header: dict[str, Any] = {name: value for name, value in record.header.items() if name not in _NOT_FIELDS}
-    encoding, price = header.pop("encoding", ""), header.pop("price", (0.0, 0.0))
-    stream = bool(header.get("stream"))
+    counted = header.pop("usage", None)
+    price = header.pop("price", (0.0, 0.0))
     if not record.ended:
         header |= {"arm": header.get("arm", Arm.INCUMBENT), "outcome": Outcome.GATEWAY_KILLED}
-        stream = stream or record.response.startswith((b"data:", b":", b"event:"))
-    body = _decoded(record.response, encoding)
-    response = (assemble(body) or _raw(body)) if stream and header.get("status", 0) < 400 else _parsed(body)
-    usage = usage_of(response)
+        header["stream"] = record.response.startswith((b"data:", b":", b"event:"))
+    response = body_of(record.response, header)
+    usage = Usage(**counted) if counted else usage_of(response)
+    header.pop("encoding", None)
     return Exchange(
         **header
         | {
@@ -43,6 +44,14 @@ def to_exchange(record: Record) -> Exchange:
             "response": response,
         }
     )
+
+
+def body_of(raw: bytes, header: Mapping[str, Any]) -> JSON | None:
+    """A reply's bytes as JSON, unpacked and assembled as its header says."""
+    body = _decoded(raw, header.get("encoding", ""))
+    if not header.get("stream") or header.get("assembled") or header.get("status", 0) >= 400:
+        return _parsed(body)
+    return assemble(body) or _raw(body)
 
 
 def _cost(usage: Usage | None, price: tuple[float, float]) -> float | None:

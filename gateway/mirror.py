@@ -10,9 +10,10 @@ from gateway.assemble import assemble, usage_of
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.ids import new_id
 from gateway.records import Arm, MirrorFate, Outcome
+from gateway.redact import Redactor
 from gateway.tagging import Fields, Tags, with_model
 from gateway.tasks import Tasks
-from gateway.tee import Inbound, Sink, log_header
+from gateway.tee import Inbound, Sink, log_header, record_masked
 from gateway.telemetry import Metrics
 from gateway.upstream import Upstream, UpstreamRequest
 from routing.policy import Decision
@@ -27,10 +28,11 @@ _MAX_REPLY: Final = 16 * 1024 * 1024
 class Mirrors:
     """Sends mirrors with a pool of its own. The client's credentials never go with them."""
 
-    def __init__(self, *, upstream: Upstream, sink: Sink, metrics: Metrics) -> None:
+    def __init__(self, *, upstream: Upstream, sink: Sink, metrics: Metrics, redactor: Redactor) -> None:
         self._upstream = upstream
         self._sink = sink
         self._metrics = metrics
+        self._redactor = redactor
         self._tasks = Tasks()
         self._in_flight: dict[str, int] = {}
         self._spent: dict[tuple[str, int], float] = {}
@@ -48,7 +50,7 @@ class Mirrors:
         """Send what was reserved, in the background."""
         copy = replace(call, id=new_id(), timestamp=time.time(), waited=0.0)
         header = log_header(copy, tags, decision) | {"mirror_of": call.id, "rollout": mirror.rollout}
-        self._tasks.spawn("mirror", self._send(mirror, copy, fields, header))
+        self._tasks.spawn("mirror", self._send(mirror, copy, fields, header, decision))
 
     async def close(self, seconds: float) -> None:
         """Let mirrors in flight finish for a while."""
@@ -67,7 +69,9 @@ class Mirrors:
             return MirrorFate.SHED
         return MirrorFate.SENT
 
-    async def _send(self, mirror: MirrorTarget, call: Inbound, fields: Fields, header: dict[str, Any]) -> None:
+    async def _send(
+        self, mirror: MirrorTarget, call: Inbound, fields: Fields, header: dict[str, Any], decision: Decision
+    ) -> None:
         """One mirror, from request to log. However it ends, it is in the log and its place is free again."""
         name, model = mirror.target.name, mirror.target.model
         body = with_model(call.body, fields, model.model)
@@ -88,7 +92,11 @@ class Mirrors:
                 "latency_ms": round((time.perf_counter() - started) * 1000, 3),
                 "price": (price.input, price.output),
             }
-            self._sink.record(header, body, received)
+            privacy = decision.route.privacy
+            if privacy.before_spool:
+                record_masked(self._sink, header, body, b"".join(received), privacy.pii, self._redactor)
+            else:
+                self._sink.record(header, body, received)
             self._spend(mirror, received, told["stream"], price)
 
     async def _exchange(

@@ -9,9 +9,11 @@ from gateway.breaker import Breakers
 from gateway.errors import RequestRefused, UpstreamCut, UpstreamError, UpstreamTimeout, error_body
 from gateway.include_usage import UsageFilter, with_usage
 from gateway.records import Arm, Attempt, Outcome
+from gateway.redact import Redactor
 from gateway.snapshot import Snapshot
+from gateway.spool import Kind
 from gateway.tagging import Fields, Tags, conversation_of, read_fields, tag, tool_names, with_model
-from gateway.tee import Inbound, Mirroring, Sink, Tee, log_header
+from gateway.tee import DEFAULT, Inbound, Mirroring, Sink, Tee, log_header
 from gateway.telemetry import Metrics
 from gateway.upstream import Headers, Reply, Upstream, UpstreamRequest
 from routing.policy import Call, Decision, choose, match
@@ -44,6 +46,7 @@ class Proxy:
         sink: Sink,
         mirrors: Mirroring,
         metrics: Metrics,
+        redactor: Redactor,
     ) -> None:
         self._upstream = upstream
         self._snapshot = snapshot
@@ -51,6 +54,7 @@ class Proxy:
         self._sink = sink
         self._mirrors = mirrors
         self._metrics = metrics
+        self._redactor = redactor
 
     async def handle(self, call: Inbound, send: Send) -> None:
         """Serve one call to its end. Raises RequestRefused when it is not one; anything else becomes a reply."""
@@ -66,6 +70,7 @@ class Proxy:
             sink=self._sink,
             mirrors=self._mirrors,
             metrics=self._metrics,
+            redactor=self._redactor,
         )
         if not tee.open() and self._sink.refusing:
             raise log_full()
@@ -95,16 +100,32 @@ class Proxy:
         """Log a call whose client left before all of it was here."""
         self._unserved(call, Outcome.CLIENT_GONE, 0, "the client left within its request")
 
+    def spool_part(self, call: Inbound, part: bytes) -> None:
+        """Log what has come of a large body since the last time, unless somebody's must not reach the disk unmasked.
+
+        Whose it is will be known when all of it is here; until then its bytes are nobody's to keep.
+        """
+        policies = [route.privacy for route in self._snapshot.table.every_route]
+        if any(policy.before_spool for policy in policies):
+            return
+        pii = "drop" if any(policy.pii != "off" for policy in policies) else ""
+        about = {"id": call.id, "timestamp": call.timestamp, "path": call.path, "workload_id": DEFAULT, "pii": pii}
+        self._sink.pieces(about, Kind.REQUEST, part, call.spooled)
+        call.spooled += len(part)
+
     def _unserved(self, call: Inbound, outcome: Outcome, status: int, error: str) -> None:
-        header = log_header(call, tag(_lower(call.headers), Fields()), None) | {
+        tags = tag(_lower(call.headers), Fields())
+        table = self._snapshot.table
+        privacy = table.route_of(tags.workload).privacy
+        header = log_header(call, tags, None, privacy.pii) | {
             "arm": Arm.INCUMBENT,
             "outcome": outcome,
             "status": status,
             "latency_ms": round((time.perf_counter() - call.received) * 1000, 3),
-            "config_snapshot": self._snapshot.table.snapshot,
+            "config_snapshot": table.snapshot,
             "error": error,
         }
-        self._sink.record(header, call.body[call.spooled :])
+        self._sink.record(header, b"" if privacy.before_spool else call.body[call.spooled :])
         self._metrics.exchange(header["workload_id"], Arm.INCUMBENT, outcome, 0.0, 0.0)
 
     def _decide(self, table: RouteTable, call: Inbound, fields: Fields) -> tuple[Tags, Decision]:

@@ -14,27 +14,33 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import orjson
 import structlog
 
 from gateway.config import Settings, load_settings
-from gateway.errors import StoreError
+from gateway.errors import CannotRedact, RecordsRefused, StoreError
 from gateway.exchanges import to_exchange
 from gateway.logstore import LogStore
 from gateway.logstore.open import open_log_store
+from gateway.presidio import redactor_of
 from gateway.records import Exchange
+from gateway.redact import Redactor
+from gateway.sinks import FileSink, open_sink
 from gateway.supervise import stop_on_signals
 from gateway.tail import Batch, Record, Tail, remove_taken
 from gateway.telemetry import ShipMetrics, configure_logging
 
-__all__ = ["Reader", "Shipper", "main"]
+__all__ = ["Reader", "Shipper", "SinkReader", "StoreReader", "main"]
 
 log = structlog.get_logger(__name__)
 
-_BATCHES_A_PASS = 20  # so that no folder keeps the others waiting
+_BATCHES_A_PASS: Final = 20  # so that no folder keeps the others waiting
+_SINK_LEAST: Final = 1_000  # exchanges that make a file worth while; a finished segment is written whatever it holds
+_SINK_LIMIT: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -61,7 +67,10 @@ class Reader(Protocol):
     limit: int
 
     async def take(self, exchanges: Sequence[Exchange], place: str) -> None:
-        """Store a batch; the same `place` may come again, with as many exchanges or more. Raises StoreError."""
+        """Store a batch; the same `place` may come again, with as many exchanges or more.
+
+        Raises StoreError; RecordsRefused when all but some are stored, which never will be.
+        """
 
 
 class StoreReader:
@@ -78,14 +87,36 @@ class StoreReader:
         await self._store.append(exchanges)
 
 
+class SinkReader:
+    """Brings exchanges to files, named by the place in the spool where they begin."""
+
+    least = _SINK_LEAST
+    limit = _SINK_LIMIT
+
+    def __init__(self, sink: FileSink, url: str) -> None:
+        self.name = f"sink-{blake2b(url.encode(), digest_size=6).hexdigest()}"
+        self._sink = sink
+
+    async def take(self, exchanges: Sequence[Exchange], place: str) -> None:
+        await self._sink.write(place, exchanges)
+
+
 class Shipper:
     """Tails every worker's segments in order. A segment is deleted when all of it is acknowledged by all readers."""
 
-    def __init__(self, settings: Settings, readers: Sequence[Reader], metrics: ShipMetrics | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        readers: Sequence[Reader],
+        *,
+        redactor: Redactor | None = None,
+        metrics: ShipMetrics | None = None,
+    ) -> None:
         """The first reader is the one that keeps account of what cannot be read."""
         self.done = Shipped()
         self._settings = settings
         self._readers = readers
+        self._redactor = redactor or Redactor()
         self._metrics = metrics or ShipMetrics()
         self._root = settings.spool_dir
         self._tails: dict[tuple[Path, str], Tail] = {}
@@ -111,6 +142,14 @@ class Shipper:
             if moved < self._settings.spool.ship_batch:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), pause * random.uniform(0.75, 1.25))
+
+    async def ship_all(self) -> None:
+        """Ship what is there now, and say so in the status. Raises StoreError."""
+        try:
+            while await self.ship_once():
+                pass
+        finally:
+            self._write_status()
 
     async def ship_once(self) -> int:
         """One pass over all folders; how many exchanges the first reader took.
@@ -156,7 +195,8 @@ class Shipper:
                 self._lag = max(self._lag, time.time() - exchanges[0].timestamp)
                 started = time.perf_counter()
                 place = f"{tail.folder.name}-{batch.start.segment:08d}-{batch.start.offset:010d}"
-                await reader.take(exchanges, place)
+                refused = await self._bring(reader, exchanges, place)
+                exchanges = [exchange for exchange in exchanges if exchange.id not in refused]
                 if first:
                     self._metrics.shipped(len(exchanges), time.perf_counter() - started, batch.size)
             if first:
@@ -167,14 +207,34 @@ class Shipper:
             moved += len(exchanges)
         return moved
 
-    def _exchange(self, record: Record, *, keep: bool) -> Exchange | None:
-        """The record as an exchange; one that is none goes to quarantine, where `keep` says so."""
+    async def _bring(self, reader: Reader, exchanges: Sequence[Exchange], place: str) -> frozenset[str]:
+        """Have a reader take a batch; the ids of those that it never will, which go to quarantine."""
+        refused: dict[str, str] = {}
         try:
-            return to_exchange(record)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            await reader.take(exchanges, place)
+        except RecordsRefused as error:
+            refused |= error.reasons
+        except (TypeError, ValueError):  # a body that was read, but is nested deeper than writers go
+            storable = [exchange for exchange in exchanges if _is_storable(exchange)]
+            refused |= {one.id: "its JSON is nested too deep" for one in exchanges if not _is_storable(one)}
+            await reader.take(storable, place)
+        for name, reason in refused.items():
+            self._quarantine({"id": name, "reader": reader.name, "reason": reason})
+        return frozenset(refused)
+
+    def _exchange(self, record: Record, *, keep: bool) -> Exchange | None:
+        """The record as an exchange that may be stored; one that is none goes to quarantine, where `keep` says so."""
+        mode = record.header.get("pii")
+        try:
+            exchange = to_exchange(record)
+            return self._redactor.redact_exchange(exchange, mode) if mode else exchange
+        except (ValueError, KeyError, TypeError, AttributeError, CannotRedact) as error:
             if keep:
-                raw = orjson.dumps(record.header) + record.request + record.response
-                self._quarantine({"reason": f"{type(error).__name__}: {error}", "raw": base64.b64encode(raw).decode()})
+                entry: dict[str, object] = {"id": record.header.get("id"), "reason": f"{type(error).__name__}: {error}"}
+                if not mode:  # what may hold personal data and was not masked is not kept
+                    raw = orjson.dumps(record.header) + record.request + record.response
+                    entry["raw"] = base64.b64encode(raw).decode()
+                self._quarantine(entry)
             return None
 
     def _account(self, batch: Batch, folder: Path) -> None:
@@ -209,16 +269,26 @@ class Shipper:
             temporary.replace(path)
 
 
+def _is_storable(exchange: Exchange) -> bool:
+    try:
+        orjson.dumps((exchange.request, exchange.response))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 async def _serve(settings: Settings, watch_fd: int | None, once: bool) -> None:
     for folder in (settings.spool_dir, settings.run_dir):
         folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(settings.spool_dir / "ship.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # one shipper a spool; the next waits for it
     store = open_log_store(settings.log_store)
-    shipper = Shipper(settings, [StoreReader(store, settings.spool.ship_batch)])
+    sinks = [SinkReader(open_sink(url), url) for url in settings.log_sinks]
+    readers: list[Reader] = [StoreReader(store, settings.spool.ship_batch), *sinks]
+    shipper = Shipper(settings, readers, redactor=redactor_of(settings.privacy))
     try:
         if once:
-            await shipper.ship_once()
+            await shipper.ship_all()
             return
         await shipper.run(stop_on_signals(watch_fd))
     finally:

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Protocol
 
+from gateway.assemble import usage_of
+from gateway.errors import CannotRedact
+from gateway.exchanges import body_of
 from gateway.records import Arm, Attempt, MirrorFate, Outcome
+from gateway.redact import Redacted, Redactor
 from gateway.spool import PIECE, Kind
 from gateway.tagging import Fields, Tags
 from gateway.telemetry import Metrics
 from routing.policy import Decision
-from routing.targets import MirrorTarget, Target
+from routing.targets import MirrorTarget, Pii, Target
 
-__all__ = ["Inbound", "Mirroring", "Sink", "Tee", "log_header"]
+__all__ = ["Inbound", "Mirroring", "Sink", "Tee", "log_header", "record_masked"]
 
 _END_MARKS: Final = (b"data: [DONE]", b"data:[DONE]", b'"type":"response.completed"')
 _CARRY: Final = 32
@@ -69,6 +73,7 @@ class Tee:
     sink: Sink
     mirrors: Mirroring
     metrics: Metrics
+    redactor: Redactor  # used where a workload's data must not even reach the spool unmasked
     target: Target | None = None
     arm: Arm = Arm.INCUMBENT
     status: int = 0
@@ -88,7 +93,10 @@ class Tee:
         """Log what is known so far: a gateway that is killed now leaves the request behind. False: there is no room."""
         header = log_header(self.call, self.tags, self.decision)
         header |= {"config_snapshot": self.snapshot, "arm": self.decision.arm, "frame": Kind.OPEN}
-        self._opened = self.sink.append(header, self._request())
+        hidden = self.decision.route.privacy.before_spool
+        if hidden:
+            header |= _masked_fields(header, self.redactor)
+        self._opened = self.sink.append(header, b"" if hidden else self._request())
         return self._opened
 
     def head(self, target: Target, arm: Arm, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -125,7 +133,12 @@ class Tee:
         header = self._header(outcome, error, now)
         header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
         header["frame"] = Kind.CLOSE if self._opened else Kind.WHOLE
-        self.sink.append(header, b"" if self._opened else self._request(), self._chunks)
+        privacy = self.decision.route.privacy
+        if privacy.before_spool:
+            header["frame"] = Kind.WHOLE
+            record_masked(self.sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self.redactor)
+        else:
+            self.sink.append(header, b"" if self._opened else self._request(), self._chunks)
         self._chunks = []
         for mirror, fate in fates:
             if fate is MirrorFate.SENT:
@@ -137,7 +150,7 @@ class Tee:
         """Hold a little of the reply, and spool the rest as it passes."""
         self._chunks.append(chunk)
         self._held += len(chunk)
-        if self._held >= PIECE:
+        if self._held >= PIECE and not self.decision.route.privacy.before_spool:
             self.sink.pieces({"id": self.call.id}, Kind.RESPONSE, b"".join(self._chunks), self._spooled)
             self._spooled += self._held
             self._chunks, self._held = [], 0
@@ -166,12 +179,13 @@ class Tee:
         }
 
 
-def log_header(call: Inbound, tags: Tags, decision: Decision | None) -> dict[str, Any]:
+def log_header(call: Inbound, tags: Tags, decision: Decision | None, pii: Pii = "off") -> dict[str, Any]:
     """What the log keeps of a call, whatever becomes of it.
 
     A call that names a workload which routing.yaml does not have yet takes the default route under its own name.
     """
     routed = decision.route.workload if decision else DEFAULT
+    pii = decision.route.privacy.pii if decision else pii
     return {
         "id": call.id,
         "timestamp": call.timestamp,
@@ -179,4 +193,29 @@ def log_header(call: Inbound, tags: Tags, decision: Decision | None) -> dict[str
         "client_id": tags.client,
         "session_id": tags.session,
         "path": call.path,
+        "pii": pii if pii != "off" else "",
     }
+
+
+def record_masked(
+    sink: Sink, header: dict[str, Any], request: bytes, response: bytes, pii: Pii, redactor: Redactor
+) -> None:
+    """Log an exchange of which no byte may reach the disk as it passed. What cannot be searched is left out."""
+    header |= _masked_fields(header, redactor)
+    usage = usage_of(body_of(response, header))
+    header |= {"usage": asdict(usage) if usage else None}
+    kept = Redacted(request=b"", response=b"", counts={"body": 2})
+    if pii == "mask":
+        try:
+            kept = redactor.redact_bytes(request, response, encoding=header.get("encoding", ""))
+        except CannotRedact as error:
+            header["error"] = header.get("error") or f"not kept: {error}"
+    header |= {"redacted": kept.counts, "encoding": "", "assembled": True}
+    sink.record(header, kept.request, (kept.response,))
+
+
+def _masked_fields(header: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
+    ids = {name: redactor.tag(header[name]) for name in ("client_id", "session_id")}
+    told = {"error": header.get("error", ""), "attempts": header.get("attempts", [])}
+    masked: dict[str, Any] = redactor.mask(told)[0]
+    return ids | masked

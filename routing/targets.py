@@ -119,6 +119,11 @@ class Privacy:
     pii: Pii = "off"
     redact: RedactAt = "before_store"
 
+    @property
+    def before_spool(self) -> bool:
+        """True when not even the spool may have the bytes as they passed."""
+        return self.pii != "off" and self.redact == "before_spool"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
@@ -201,6 +206,14 @@ class RouteTable:
         object.__setattr__(self, "plans", {**plans, self.default.workload: default})
         object.__setattr__(self, "default_plan", default)
         object.__setattr__(self, "matchers", tuple(r for r in self.routes.values() if r.match != Match()))
+
+    @property
+    def every_route(self) -> tuple[Route, ...]:
+        return (*self.routes.values(), self.default)
+
+    def route_of(self, workload: str) -> Route:
+        """The workload's route, or the default one."""
+        return self.routes.get(workload, self.default)
 
 
 def resolve(models: Mapping[str, Model], ref: Ref) -> Target | None:

@@ -19,7 +19,7 @@ version: 1
 models:
   prod: {{upstream: nim, base_url: "{prod}", model: big}}
   small: {{upstream: vllm, base_url: "{small}", model: tiny, adapters: true, price: {{input: 1, output: 1}},
-          timeouts: {{connect: 1s, first_token: 200ms, total: 1s}}}}
+          timeouts: {{connect: 1s, first_token: {deadline}, total: 5s}}}}
 workloads:
   router:
     match: {{header: {{x-workload-id: router}}}}
@@ -31,9 +31,9 @@ BODY = {"model": "any", "messages": [{"role": "user", "content": "hi"}]}
 SMALL = REPLY | {"id": "from-small"}
 
 
-def prepare(settings: MakeSettings, prod: str, small: str, **overlay: object) -> Settings:
+def prepare(settings: MakeSettings, prod: str, small: str, *, deadline: str = "200ms", **overlay: object) -> Settings:
     """Settings with an overlay in the cache file: how a worker starts while the database is away."""
-    made = settings(ROUTING.format(prod=prod, small=small))
+    made = settings(ROUTING.format(prod=prod, small=small, deadline=deadline))
     made.run_dir.mkdir(parents=True)
     laid = Overlay(
         workload="router", rollout="r1", candidate=Ref(model="small", adapter="router-v1"), salt="s", **overlay
@@ -51,7 +51,7 @@ async def ask(gateway: Running, n: int = 1, **body: object) -> list[object]:
 
 
 async def mirrors(gateway: Running, n: int) -> list[object]:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):
         while len(found := await gateway.exchanges("mirror")) < n:
             await asyncio.sleep(0.01)
     return found
@@ -128,7 +128,7 @@ async def test_streamed_calls_are_mirrored_as_streams(settings: MakeSettings) ->
 async def test_mirrors_beyond_the_cap_are_shed_and_counted(settings: MakeSettings) -> None:
     """A candidate that hangs holds two places, and costs the clients nothing; the sums add up."""
     async with upstream(ok()) as prod, upstream(hang) as small:
-        made = prepare(settings, prod.url, small.url, mirror=1.0, max_concurrency=2)
+        made = prepare(settings, prod.url, small.url, deadline="3s", mirror=1.0, max_concurrency=2)
         async with running(made) as gateway:
             await ask(gateway, 6)
             failed = await mirrors(gateway, 2)

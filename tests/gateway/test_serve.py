@@ -15,7 +15,8 @@ import pytest
 
 from gateway.logstore import Query
 from gateway.logstore.sqlite import SqliteLogStore
-from tests.gateway.fakes import ok, upstream
+from gateway.records import Outcome
+from tests.gateway.fakes import chunk, ok, sse, upstream
 
 ROUTING = "version: 1\nmodels:\n  prod: {{upstream: nim, base_url: '{url}', model: big}}\ndefault: {{serve: prod}}\n"
 
@@ -143,6 +144,31 @@ async def test_kill_9_loses_no_answered_exchange(served: Served, victim: str) ->
     assert len(ids) > 50
     assert ids <= set(found)
     assert len(found) == len(set(found))
+
+
+async def test_a_call_in_flight_at_kill_9_is_found_again(served: Served) -> None:
+    """With its request, and what had come of the reply, as `gateway_killed`."""
+    async with upstream(sse(chunk("half"), end="hang")) as fake, httpx.AsyncClient(timeout=10) as client:
+        (served.folder / "routing.yaml").write_text(ROUTING.format(url=fake.url))
+        await served.start()
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "in flight"}]}
+        url = f"http://127.0.0.1:{served.port}/v1/chat/completions"
+        reply = await client.send(client.build_request("POST", url, json=body), stream=True)
+        parts = reply.aiter_raw()
+        await anext(parts)
+        assert served.process is not None
+        for pid, line in children(served.process.pid):
+            if "gateway.worker" in line:
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            await anext(parts)
+        await served.stop()
+    await ship_leftovers(served.folder)
+    store = SqliteLogStore(served.folder / "data" / "log.db")
+    (found,) = [exchange async for exchange in store.scan(Query())]
+    await store.close()
+    assert (found.id, found.outcome) == (reply.headers["x-understudy-exchange-id"], Outcome.GATEWAY_KILLED)
+    assert found.request == body
 
 
 async def test_drain_lets_replies_finish(served: Served) -> None:
