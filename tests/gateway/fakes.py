@@ -136,6 +136,16 @@ def sse(*events: bytes, gap: float = 0.0, end: str = "chunk", content_type: str 
     return script
 
 
+def as_asked() -> Script:
+    """A stream of ten events where the request asks for one, else a whole reply."""
+    whole, stream = ok(), sse(*(chunk(f"{n} ") for n in range(10)), DONE)
+
+    async def script(request: Received, writer: asyncio.StreamWriter) -> None:
+        await (stream if request.json.get("stream") else whole)(request, writer)
+
+    return script
+
+
 def raw(data: bytes, *, close: bool = True) -> Script:
     """Bytes as given, whatever they are."""
 
