@@ -1,4 +1,4 @@
-"""What goes wrong with the log in production, done to a real gateway under load: short by the suite, long by the soak."""
+"""What goes wrong with the log in production, done to a gateway under load: short by the suite, long by the soak."""
 
 import asyncio
 import contextlib
