@@ -31,7 +31,7 @@ DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)')
 	$(if $(UPSTREAM_MODEL),--upstream-model '$(UPSTREAM_MODEL)') $(if $(N),--records '$(N)') \
 	$(if $(SEED),--seed '$(SEED)')
 
-.PHONY: help setup models demo up check test services clean
+.PHONY: help setup models demo up check test soak services clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -55,6 +55,9 @@ check: setup ## format, lint, types, layers
 
 test: setup models services ## every test; PYTEST_ARGS="-k spool" for some
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+soak: setup ## the log's fault tests in their long form, half an hour; SOAK_ARGS="--minutes 1" for less
+	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
 services: ## PostgreSQL, Elasticsearch and Chromium for the tests that use them, where this can install them
 	@missing=""; \

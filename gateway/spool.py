@@ -16,12 +16,12 @@ import fcntl
 import os
 import struct
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import orjson
 import structlog
@@ -40,7 +40,6 @@ _MARK: Final = 8
 HEAD: Final = len(MAGIC) + _MARK
 _PREFIX: Final = struct.Struct("<8sIIII")
 _SIZES: Final = struct.Struct("<III")
-_MAX_PARTS: Final = 512  # below IOV_MAX
 _BALLAST: Final = 4 * 1024 * 1024
 
 
@@ -101,6 +100,7 @@ class Spool:
         self._dirty = asyncio.Event()
         self._finished: list[int] = []  # segments that are full, still to be synced and closed
         self._total = _folder_size(folder)
+        self._count = 0  # exchanges since the metrics were told
         self._fd = -1
         self._open_segment()
         self._hold_ballast()
@@ -123,13 +123,16 @@ class Spool:
             return self._lost(kind, "spool_full")
         if self._size >= self._settings.segment or time.monotonic() - self._opened > self._settings.segment_age:
             self._rotate()
-        head = orjson.dumps(header)
-        if self._write(head, request, response) or (self._drop_ballast() and self._write(head, request, response)):
-            self._dirty.set()
-            if kind in _ENDS:
-                self._metrics.spooled()
-            return True
-        return self._lost(kind, "disk_full")
+        if self._fd < 0 and not self._open_segment():
+            return self._lost(kind, "disk_full")
+        parts, length = _frame(self._mark, orjson.dumps(header), request, response)
+        if not (self._write(parts, length) or (self._drop_ballast() and self._write(parts, length))):
+            return self._lost(kind, "disk_full")
+        self._size += length
+        self._total += length
+        self._count += kind in _ENDS
+        self._dirty.set()
+        return True
 
     def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None:
         """A part of a large body as it passes, in frames of at most PIECE bytes; `at` is its offset in the body."""
@@ -159,6 +162,7 @@ class Spool:
                 await asyncio.wait_for(self._dirty.wait(), 1.0)
             if self._dirty.is_set():
                 self._dirty.clear()
+                self._tell()
                 await loop.run_in_executor(None, self._sync)
             if loop.time() - measured > 1.0:
                 measured = loop.time()
@@ -169,11 +173,16 @@ class Spool:
 
     def close(self) -> None:
         """Let the shipper have everything."""
+        self._tell()
         self._sync()
         for fd in (self._fd, self._lock):
             if fd >= 0:
                 os.close(fd)
         self._ballast.unlink(missing_ok=True)
+
+    def _tell(self) -> None:
+        count, self._count = self._count, 0
+        self._metrics.spooled(count)
 
     def _lost(self, kind: Kind, reason: str) -> bool:
         if kind is not Kind.OPEN:  # without it, all is in the frame that ends the exchange
@@ -190,11 +199,7 @@ class Spool:
         for fd in finished:
             os.close(fd)
 
-    def _write(self, head: bytes, request: bytes, response: Sequence[bytes]) -> bool:
-        if self._fd < 0 and not self._open_segment():
-            return False
-        parts = _frame(self._mark, head, request, response)
-        length = sum(map(len, parts))
+    def _write(self, parts: Sequence[bytes], length: int) -> bool:
         try:
             written = os.writev(self._fd, parts)
         except OSError as error:
@@ -203,10 +208,7 @@ class Spool:
                 log.error("spool: append failed", folder=str(self._folder), error=error.strerror)
         if written != length:
             os.ftruncate(self._fd, self._size)
-            return False
-        self._size += length
-        self._total += length
-        return True
+        return written == length
 
     def _rotate(self) -> None:
         if self._size > HEAD:
@@ -303,7 +305,7 @@ def _next(file: Any, prefix: bytes, mark: bytes, offset: int) -> Frame | Corrupt
     if found != mark:
         return None
     body = file.read(sum(sizes))
-    if len(body) != sum(sizes) or zlib.crc32(body, zlib.crc32(prefix[12:])) != crc:
+    if len(body) != sum(sizes) or crc32(body, crc32(prefix[12:])) != crc:
         file.seek(offset + len(prefix))
         return None
     end = offset + len(prefix) + len(body)
@@ -323,20 +325,19 @@ def _resume(rest: bytes, mark: bytes) -> int:
         if len(prefix) == _PREFIX.size:
             _, crc, *sizes = _PREFIX.unpack(prefix)
             body = rest[at + _PREFIX.size : at + _PREFIX.size + sum(sizes)]
-            if len(body) == sum(sizes) and zlib.crc32(body, zlib.crc32(prefix[12:])) == crc:
+            if len(body) == sum(sizes) and crc32(body, crc32(prefix[12:])) == crc:
                 return at
         at = rest.find(mark, at + 1)
     return 0
 
 
-def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> list[bytes]:
-    if len(response) > _MAX_PARTS:
-        response = [b"".join(response)]
-    sizes = _SIZES.pack(len(head), len(request), sum(map(len, response)))
-    crc = zlib.crc32(sizes)
-    for part in (head, request, *response):
-        crc = zlib.crc32(part, crc)
-    return [mark + crc.to_bytes(4, "little") + sizes, head, request, *response]
+def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """The frame's parts, and how long they are together."""
+    body = response[0] if len(response) == 1 else b"".join(response)
+    sizes = _SIZES.pack(len(head), len(request), len(body))
+    crc = crc32(body, crc32(request, crc32(head, crc32(sizes))))
+    parts = [mark + crc.to_bytes(4, "little") + sizes, head, request, body]
+    return parts, _PREFIX.size + len(head) + len(request) + len(body)
 
 
 def _folder_size(folder: Path) -> int:

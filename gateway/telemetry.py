@@ -67,8 +67,8 @@ class Metrics:
     def mirror(self, fate: str) -> None:
         self._child(self._mirrors, fate).inc()
 
-    def spooled(self) -> None:
-        self._spooled.inc()
+    def spooled(self, exchanges: int) -> None:
+        self._spooled.inc(exchanges)
 
     def dropped(self, reason: str) -> None:
         self._child(self._dropped, reason).inc()

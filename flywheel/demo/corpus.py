@@ -1,4 +1,4 @@
-"""The text that a tiny base model grows up on: made-up requests from everyday life, or labelled text of others.
+"""The text that a tiny base model grows up on: made-up requests from everyday life.
 
 None of it is about a shop's support desk: the workload that the demo measures must be new to the model.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flywheel.demo.grammar import Draw, Grammar, fill, one_of, read
-from flywheel.demo.workload import Workload, tool_json
+from flywheel.demo.workload import tool_json
 
 Row = dict[str, Any]
 _INVENTED = 80
@@ -30,15 +30,15 @@ class _Intent:
 def conversations(seed: int) -> Iterator[Row]:
     """Made-up requests without end, each with the tool that answers it among others that do not."""
     grammar = read("everyday.txt")
-    fillers = _fillers(grammar)
+    draws = fillers(grammar)
     system = grammar.plain["system"].lines
     everyday = _everyday(grammar)
     rng = random.Random(seed)
     while True:
         intents = everyday if rng.random() < _EVERYDAY else _invented(grammar, rng)
         intent = rng.choice(intents)
-        values = {kind: fillers[kind](rng) for kind in intent.arguments}
-        text = fill(grammar.sentence(rng.choice(intent.patterns), rng), _value(values, fillers, rng))
+        values = {kind: draws[kind](rng) for kind in intent.arguments}
+        text = fill(grammar.sentence(rng.choice(intent.patterns), rng), _value(values, draws, rng))
         if rng.random() < 0.5:
             text = text[0].upper() + text[1:]
         tools = {one.tool: one for one in (intent, *rng.choices(intents, k=rng.randint(1, 3)))}
@@ -81,21 +81,6 @@ def _invented(grammar: Grammar, rng: random.Random) -> list[_Intent]:
     return intents
 
 
-def labelled(workloads: Sequence[Workload], seed: int) -> Iterator[Row]:
-    """Requests from labelled text of others, without end: each text once a round, its label's tool among a few more."""
-    system = read("everyday.txt").plain["system"].lines
-    rng = random.Random(seed)
-    pairs = [(workload, item) for workload in workloads for item in workload.items]
-    while True:
-        rng.shuffle(pairs)
-        for workload, item in pairs:
-            by_name = {tool["function"]["name"]: tool for tool in workload.tools}
-            others = [name for name in by_name if name != item.tool]
-            names = [item.tool, *rng.sample(others, min(len(others), rng.randint(1, 3)))]
-            rng.shuffle(names)
-            yield row(rng.choice(system), [by_name[name] for name in names], item.text, item.tool, item.arguments)
-
-
 def row(
     system_prompt: str, tools: Sequence[Mapping[str, Any]], text: str, tool: str, arguments: Mapping[str, str]
 ) -> Row:
@@ -110,11 +95,11 @@ def row(
     return {"messages": messages, "tools": list(tools)}
 
 
-def _value(values: Mapping[str, str], fillers: Mapping[str, Draw], rng: random.Random) -> Callable[[str], str]:
-    return lambda kind: values[kind] if kind in values else fillers[kind](rng)
+def _value(values: Mapping[str, str], draws: Mapping[str, Draw], rng: random.Random) -> Callable[[str], str]:
+    return lambda kind: values[kind] if kind in values else draws[kind](rng)
 
 
-def _fillers(grammar: Grammar) -> Mapping[str, Draw]:
+def fillers(grammar: Grammar) -> Mapping[str, Draw]:
     """How to draw a value of each kind. Half of the names are made-up words: copying has to work for any word."""
     thing, quality, person, city, weekday, month = (
         one_of(grammar.plain[name]) for name in ("object", "quality", "person", "city", "weekday", "month")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flywheel.demo import corpus
+from flywheel.demo import corpus, labelled
 from flywheel.demo.workload import Workload, WorkloadError, load
 
 END = "<|end|>"
@@ -24,8 +24,8 @@ _CALL = ("<tool_call>", "</tool_call>")
 # A call's fixed parts are one token each: what the model has to write is the tool's name and the values.
 _SCAFFOLD = ('\n{"name": "', '", "arguments": {"', '", "arguments": {}}\n', '": "', '", "', '"}}\n')
 
-# Tools are rendered as name(arguments): short prompts are what makes a tiny model quick to train and to serve.
-CHAT_TEMPLATE = """\
+# Tools are rendered as name(arguments), or as names alone: short prompts make a tiny model quick to train and to serve.
+_CHAT_TEMPLATE = """\
 {%- macro call(tool_call) -%}
 {%- set f = tool_call.function if tool_call.function is defined else tool_call -%}
 {{- '<tool_call>\\n{"name": "' + f.name + '", "arguments": ' -}}
@@ -35,7 +35,7 @@ CHAT_TEMPLATE = """\
 {%- if messages and messages[0].role == 'system' -%}{{- messages[0].content -}}{%- endif -%}
 {%- for tool in tools or [] -%}
 {%- set f = tool.function if tool.function is defined else tool -%}
-{{- '\\n' + f.name + '(' + ((f.parameters or {}).get('properties') or {}).keys() | join(' ') + ')' -}}
+{{- '\\n' + f.name%ARGUMENTS% -}}
 {%- endfor -%}
 {{- '<|end|>' -}}
 {%- for message in messages -%}
@@ -49,9 +49,15 @@ CHAT_TEMPLATE = """\
 """
 
 
+_ARGUMENTS = " + '(' + ((f.parameters or {}).get('properties') or {}).keys() | join(' ') + ')'"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """The shape of a model and how long it is pretrained. Heads are 32 wide, the least that vLLM serves."""
+    """The shape of a model and how long it is pretrained. Heads are 32 wide, the least that vLLM serves.
+
+    `signatures` says whether its prompts name each tool's arguments.
+    """
 
     vocabulary: int
     hidden: int
@@ -62,11 +68,21 @@ class Size:
     learning_rate: float
     matrix_rate: float = 0.02
     batch_size: int = 32
+    signatures: bool = True
 
 
 SIZES: Mapping[str, Size] = {
     "small": Size(vocabulary=1_536, hidden=128, intermediate=320, layers=3, heads=4, steps=1_500, learning_rate=5e-3),
-    "base": Size(vocabulary=2_048, hidden=128, intermediate=352, layers=4, heads=4, steps=1_500, learning_rate=4e-3),
+    "base": Size(
+        vocabulary=2_048,
+        hidden=128,
+        intermediate=352,
+        layers=4,
+        heads=4,
+        steps=2_300,
+        learning_rate=4e-3,
+        signatures=False,
+    ),
 }
 _CONTEXT = 1_024
 # Of the loss on the words of a request, beside that on the call: English helps, guessing made-up names does not.
@@ -74,12 +90,12 @@ _REQUEST_WEIGHT = 0.5
 
 
 def rows(texts: Sequence[Workload], seed: int) -> Iterator[corpus.Row]:
-    """The rows to learn from: made-up ones, and, where other text is given, three of that to each made-up one."""
+    """The rows to learn from: made-up ones, and, where other text is given, two of that to each made-up one."""
     made_up = corpus.conversations(seed)
     if not texts:
         return made_up
-    others = corpus.labelled(texts, seed)
-    return itertools.chain.from_iterable(zip(made_up, others, others, others, strict=False))
+    others = labelled.labelled(texts, seed)
+    return itertools.chain.from_iterable(zip(made_up, others, others, strict=False))
 
 
 def make_tokenizer(size: Size, sample: Sequence[corpus.Row]) -> Any:
@@ -114,7 +130,7 @@ def make_tokenizer(size: Size, sample: Sequence[corpus.Row]) -> Any:
         model_max_length=_CONTEXT,
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.chat_template = _CHAT_TEMPLATE.replace("%ARGUMENTS%", _ARGUMENTS if size.signatures else "")
     return wrapped
 
 
@@ -227,6 +243,13 @@ def train(model: Any, tokenizer: Any, size: Size, data: Iterator[corpus.Row], se
     return losses
 
 
+def _generators(texts: Sequence[Workload]) -> list[Path]:
+    """The files that shape the rows."""
+    here = Path(__file__).parent
+    names = ["corpus.py", "grammar.py", "everyday.txt", *(["labelled.py"] if texts else [])]
+    return [here / name for name in names]
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -285,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = {
         "script": "flywheel/demo/pretrain.py",
         "text": [{"file": path.name, "sha256": _sha256(path)} for path in args.text]
-        + [{"generated_by": "flywheel/demo/corpus.py", "sha256": _sha256(Path(corpus.__file__))}],
+        + [{"generated_by": path.name, "sha256": _sha256(path)} for path in _generators(texts)],
         "seed": args.seed,
         "size": {"name": args.size, **asdict(size)},
         "losses": losses,
