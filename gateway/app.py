@@ -18,6 +18,7 @@ from gateway.proxy import Proxy
 from gateway.snapshot import Snapshot
 from gateway.spool import Spool
 from gateway.tasks import Tasks
+from gateway.tee import Sink
 from gateway.telemetry import Metrics, exposition
 from gateway.upstream.direct import DirectUpstream
 from routing.store import Rollouts, connect
@@ -25,14 +26,16 @@ from routing.store import Rollouts, connect
 __all__ = ["build"]
 
 
-def build(settings: Settings, *, shared_metrics: Path | None = None) -> Endpoints:
-    """Wire a worker. Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used."""
+def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink | None = None) -> Endpoints:
+    """Wire a worker; `spool` instead of one of its own.
+
+    Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used."""
     for folder in (settings.spool_dir, settings.run_dir):
         folder.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()
     engine = connect(settings.database)
     snapshot = Snapshot(settings, Rollouts(engine), metrics)
-    spool = Spool(settings.spool_dir, settings.spool, metrics)
+    spool = spool or Spool(settings.spool_dir, settings.spool, metrics)
     upstream = DirectUpstream()
     redactor = redactor_of(settings.privacy)
     mirrors = Mirrors(upstream=DirectUpstream(), sink=spool, metrics=metrics, redactor=redactor)

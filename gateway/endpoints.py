@@ -8,8 +8,8 @@ from typing import Any, Final
 from gateway.errors import RequestRefused, error_body
 from gateway.ids import new_id
 from gateway.proxy import Proxy, Send, log_full
-from gateway.spool import PIECE, Spool
-from gateway.tee import Inbound
+from gateway.spool import PIECE
+from gateway.tee import Inbound, Sink
 
 __all__ = ["RELAYED", "Endpoints"]
 
@@ -23,7 +23,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Endpoints:
     """The application that a worker serves."""
 
-    def __init__(self, *, proxy: Proxy, spool: Spool, control: ASGIApp, max_body: int) -> None:
+    def __init__(self, *, proxy: Proxy, spool: Sink, control: ASGIApp, max_body: int) -> None:
         self._proxy = proxy
         self._spool = spool
         self._control = control

@@ -52,6 +52,10 @@ class Sink(Protocol):
 
     def record(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool: ...
 
+    async def run(self) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class Mirroring(Protocol):
     """Sends copies: gateway.mirror.Mirrors. `reserve` decides at once, `launch` sends what was reserved."""

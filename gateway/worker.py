@@ -7,24 +7,25 @@ import argparse
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from gateway.app import build
-from gateway.config import load_settings
+from gateway.config import Settings, load_settings
+from gateway.endpoints import Endpoints
 from gateway.supervise import watch_parent
 from gateway.telemetry import configure_logging
 
 __all__ = ["main"]
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
+async def _serve(arguments: argparse.Namespace, application: Callable[[Settings, Path | None], Endpoints]) -> None:
     settings = load_settings(arguments.config)
-    application = build(settings, shared_metrics=arguments.metrics)
     config = uvicorn.Config(
-        application,
+        application(settings, arguments.metrics),
         http="httptools",
         lifespan="on",
         log_config=None,
@@ -41,8 +42,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await server.serve(sockets=[listener])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run until stopped; exit 0."""
+def _build(settings: Settings, shared_metrics: Path | None) -> Endpoints:
+    return build(settings, shared_metrics=shared_metrics)
+
+
+def main(argv: list[str] | None = None, *, application: Callable[[Settings, Path | None], Endpoints] = _build) -> int:
+    """Run until stopped; exit 0. `application` is made from the settings and the folder for shared metrics."""
     parser = argparse.ArgumentParser(prog="python -m gateway.worker", description="Serve one gateway worker.")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--config", type=Path)
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--metrics", type=Path)
     arguments = parser.parse_args(argv)
     configure_logging(f"gateway {os.getpid()}")
-    uvloop.run(_serve(arguments))
+    uvloop.run(_serve(arguments, application))
     return 0
 
 
