@@ -99,14 +99,16 @@ class SqliteLogStore(SqlErase):
         return days
 
     async def forget(self, client: str) -> int:
-        """See LogStore. What was deleted is overwritten, and the write-ahead log emptied: no copy is left.
+        """See LogStore. The file is written anew, and its write-ahead log emptied, so that no copy is left.
 
-        Raises StoreError too where a long reader keeps the write-ahead log: all is deleted then, call it again.
+        Overwriting what is deleted is not enough: pages that were once split keep pieces of rows. This wants as much
+        free disk again as the log takes, and shippers wait meanwhile. Raises StoreError too where a long reader keeps the write-ahead log: all is deleted then, call it again.
         """
         erased = await super().forget(client)
         connection = await self._open()
         async with self._writing:
             with self._errors():
+                await connection.execute("VACUUM")
                 ((busy, *_),) = await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy:
             raise StoreError(f"{self._path}: a reader keeps the write-ahead log in use; ask again when it is done")
@@ -139,7 +141,7 @@ class SqliteLogStore(SqlErase):
 
     async def _change(self, *statements: tuple[str, Sequence[Any]]) -> list[Sequence[Row]]:
         async with self._transaction() as connection:
-            found = [
+            found: list[Sequence[Row]] = [
                 cast("list[Row]", await connection.execute_fetchall(sql.replace("$", "?"), values))
                 for sql, values in statements
             ]
