@@ -36,8 +36,13 @@ class Tombstones:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While this is held no tombstone is added; those that are there have been read. Raises OSError."""
-        with self._lock(fcntl.LOCK_SH):
+        """While this is held no tombstone is added; those that are there have been read.
+
+        A disk too full for the lock's file does not stop the shipper: it is what makes room.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(self._lock(fcntl.LOCK_SH))
             self._read()
             yield
 
