@@ -102,7 +102,9 @@ class SqliteLogStore(SqlErase):
         """See LogStore. The file is written anew, and its write-ahead log emptied, so that no copy is left.
 
         Overwriting what is deleted is not enough: pages that were once split keep pieces of rows. This wants as much
-        free disk again as the log takes, and shippers wait meanwhile. Raises StoreError too where a long reader keeps the write-ahead log: all is deleted then, call it again.
+        free disk again as the log takes, and shippers wait meanwhile.
+
+        Raises StoreError too where a long reader keeps the write-ahead log: all is deleted then, call it again.
         """
         erased = await super().forget(client)
         connection = await self._open()
