@@ -15,6 +15,7 @@ from flywheel.adapters import Adapters
 from flywheel.cursors import Lease
 from flywheel.observe import Look, Observer
 from flywheel.reconcile import Reconciler
+from flywheel.retention import Retention
 from flywheel.runs import Run, RunConflict, Runs, RunState, StageState, new_run_id
 from flywheel.schedule import Schedule
 from gateway.config import Settings
@@ -53,6 +54,7 @@ class Controller:
         self._rollouts = Rollouts(self._engine)
         self._observer = Observer(self._engine, self._log_store)
         self._reconciler = Reconciler(self._adapters, self._client)
+        self._retention = Retention(settings, self._log_store)
         self._schedule = Schedule(self.cadence_due)
         self._lease = Lease(
             self._engine,
@@ -65,6 +67,7 @@ class Controller:
         self._rules: Rules | None = None
         self._rules_error = ""
         self._reconciling: asyncio.Task[None] | None = None
+        self._expiring: asyncio.Task[None] | None = None
         self._driving: tuple[str, asyncio.Task[None]] | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -110,6 +113,7 @@ class Controller:
         live = await self._rollouts.list(live=True)
         active = await self._runs.active()
         self._restore_adapters(rules, live, active)
+        self._expire_log(rules)
         await self._step_runs(active)
         if rules.rollouts_on:
             for rollout in live:
@@ -161,6 +165,11 @@ class Controller:
             await self._reconciler.reconcile(wanted, rules.table.models)
         except (UnderstudyError, RoutingError) as error:
             log.warning("adapters not reconciled", error=str(error))
+
+    def _expire_log(self, rules: Rules) -> None:
+        """Begin a round, where one is due and none is under way: a large log must not hold the tick."""
+        if self._retention.due and (self._expiring is None or self._expiring.done()):
+            self._expiring = self._tasks.spawn("retention", self._retention.run(rules.table))
 
     async def _step_runs(self, active: Sequence[Run]) -> None:
         """Drive the oldest run that is not over, in a task of its own; carry out what people asked to cancel."""

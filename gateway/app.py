@@ -29,7 +29,8 @@ __all__ = ["build"]
 def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink | None = None) -> Endpoints:
     """Wire a worker; `spool` instead of one of its own.
 
-    Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used."""
+    Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used.
+    """
     for folder in (settings.spool_dir, settings.run_dir):
         folder.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()

@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     database_url: str = ""
     log_store_url: str = ""
     log_sinks: tuple[str, ...] = ()
+    log_retention_days: int | None = Field(default=None, ge=1)
     gateway: GatewaySettings = GatewaySettings()
     spool: SpoolSettings = SpoolSettings()
     work: WorkSettings = WorkSettings()

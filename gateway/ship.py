@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,7 @@ from gateway.sinks import FileSink, open_sink
 from gateway.supervise import stop_on_signals
 from gateway.tail import Batch, Record, Tail, remove_taken
 from gateway.telemetry import ShipMetrics, configure_logging
+from gateway.tombstones import QUARANTINE, Tombstones
 
 __all__ = ["Reader", "Shipper", "SinkReader", "StoreReader", "main"]
 
@@ -49,6 +50,7 @@ class Shipped:
 
     exchanges: int = 0
     quarantined: int = 0
+    forgotten: int = 0  # left out, for their client had been forgotten
     damaged: int = 0
     torn_bytes: int = 0
     segments: int = 0
@@ -121,6 +123,7 @@ class Shipper:
         self._root = settings.spool_dir
         self._tails: dict[tuple[Path, str], Tail] = {}
         self._lag = 0.0
+        self._tombstones = Tombstones(self._root)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ship until `stop`; back off with jitter while a store is down. Ends with a last pass."""
@@ -189,23 +192,41 @@ class Shipper:
             batch = tail.next(reader.limit, least=reader.least)
             if batch is None:
                 break
-            first = reader is self._readers[0]
-            exchanges = [made for record in batch.records if (made := self._exchange(record, keep=first)) is not None]
-            if exchanges:
-                self._lag = max(self._lag, time.time() - exchanges[0].timestamp)
-                started = time.perf_counter()
-                place = f"{tail.folder.name}-{batch.start.segment:08d}-{batch.start.offset:010d}"
-                refused = await self._bring(reader, exchanges, place)
-                exchanges = [exchange for exchange in exchanges if exchange.id not in refused]
-                if first:
-                    self._metrics.shipped(len(exchanges), time.perf_counter() - started, batch.size)
-            if first:
-                self._account(batch, tail.folder)
-                self.done.exchanges += len(exchanges)
-                self.done.batches += 1
-            tail.acknowledge()
-            moved += len(exchanges)
+            with self._tombstones.held():
+                moved += await self._take(reader, tail, batch)
         return moved
+
+    async def _take(self, reader: Reader, tail: Tail, batch: Batch) -> int:
+        """Bring one batch to a reader and acknowledge it; how many exchanges it took."""
+        first = reader is self._readers[0]
+        exchanges = self._exchanges(batch.records, keep=first)
+        if exchanges:
+            self._lag = max(self._lag, time.time() - exchanges[0].timestamp)
+            started = time.perf_counter()
+            place = f"{tail.folder.name}-{batch.start.segment:08d}-{batch.start.offset:010d}"
+            refused = await self._bring(reader, exchanges, place)
+            exchanges = [exchange for exchange in exchanges if exchange.id not in refused]
+            if first:
+                self._metrics.shipped(len(exchanges), time.perf_counter() - started, batch.size)
+        if first:
+            self._account(batch, tail.folder)
+            self.done.exchanges += len(exchanges)
+            self.done.batches += 1
+        tail.acknowledge()
+        return len(exchanges)
+
+    def _exchanges(self, records: Sequence[Record], *, keep: bool) -> list[Exchange]:
+        """What may be stored: not what a forgotten client sent, nor what is no exchange."""
+        found: list[Exchange] = []
+        cover = self._tombstones.cover
+        for record in records:
+            forgotten = cover(record.header.get("client_id"), record.header.get("timestamp"))
+            made = None if forgotten else self._exchange(record, keep=keep)
+            if made is not None and not cover(made.client_id, made.timestamp):
+                found.append(made)
+            elif keep and (forgotten or made is not None):
+                self.done.forgotten += 1
+        return found
 
     async def _bring(self, reader: Reader, exchanges: Sequence[Exchange], place: str) -> frozenset[str]:
         """Have a reader take a batch; the ids of those that it never will, which go to quarantine."""
@@ -218,8 +239,10 @@ class Shipper:
             storable = [exchange for exchange in exchanges if _is_storable(exchange)]
             refused |= {one.id: "its JSON is nested too deep" for one in exchanges if not _is_storable(one)}
             await reader.take(storable, place)
+        clients = {exchange.id: exchange.client_id for exchange in exchanges}
         for name, reason in refused.items():
-            self._quarantine({"id": name, "reader": reader.name, "reason": reason})
+            entry = {"id": name, "client": clients.get(name, ""), "reader": reader.name, "reason": reason}
+            self._quarantine(entry)
         return frozenset(refused)
 
     def _exchange(self, record: Record, *, keep: bool) -> Exchange | None:
@@ -249,9 +272,9 @@ class Shipper:
                 self._metrics.damaged()
                 self._quarantine(where | {"reason": corrupt.reason, "bytes": len(corrupt.raw)})
 
-    def _quarantine(self, entry: dict[str, object]) -> None:
+    def _quarantine(self, entry: Mapping[str, object]) -> None:
         """What cannot be shipped is kept aside, visible, and never in the way."""
-        with contextlib.suppress(OSError), (self._root / "quarantine.jsonl").open("ab") as file:
+        with contextlib.suppress(OSError), (self._root / QUARANTINE).open("ab") as file:
             file.write(orjson.dumps(entry) + b"\n")
         self.done.quarantined += 1
         self._metrics.quarantined()

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -61,6 +62,53 @@ class FileSink:
             raise ValueError(f"{name}: the name of a batch holds no slash")
         await asyncio.to_thread(self._write, name, exchanges)
 
+    async def forget(self, client: str) -> int:
+        """Write each file that holds the client's exchanges again without them, or remove it; how many went.
+
+        A file is whole at any time, with them or without. Raises StoreError; then ask again.
+        """
+        return await asyncio.to_thread(self._forget, client)
+
+    async def expire(self, before: float) -> int:
+        """Remove the folder of every day (UTC) that ended by `before`, epoch seconds; how many days."""
+        return await asyncio.to_thread(self._expire, before)
+
+    def _forget(self, client: str) -> int:
+        erased = 0
+        with self._explained():
+            system, root = self._place()
+            for path in sorted(str(found) for found in system.glob(f"{root}/day=*/*")):
+                without = _WITHOUT.get(path[path.rfind(".") :])
+                if without is None:
+                    continue
+                data, gone = without(system.cat_file(path), client)
+                if data is not None:
+                    self._put(path.split("/")[-2], path.split("/")[-1], data)
+                elif gone:
+                    system.rm_file(path)
+                erased += gone
+        return erased
+
+    def _expire(self, before: float) -> int:
+        limit, removed = datetime.fromtimestamp(before, UTC), 0
+        with self._explained():
+            system, root = self._place()
+            for path in sorted(str(found).rstrip("/") for found in system.glob(f"{root}/day=*")):
+                with suppress(ValueError):
+                    day = datetime.strptime(path.split("/")[-1], "day=%Y-%m-%d").replace(tzinfo=UTC)
+                    if day + timedelta(days=1) <= limit:
+                        system.rm(path, recursive=True)
+                        removed += 1
+        return removed
+
+    def _place(self) -> tuple["AbstractFileSystem", str]:
+        """The filesystem, which lists anew, and where in it the sink lies."""
+        from fsspec.core import url_to_fs
+
+        system, root = url_to_fs(self._url)
+        system.invalidate_cache()
+        return system, str(root).rstrip("/")
+
     def _write(self, name: str, exchanges: Sequence[Exchange]) -> None:
         days, refused = _by_day(exchanges)
         for day, of_day in sorted(days.items()):
@@ -74,12 +122,19 @@ class FileSink:
     def _put(self, folder: str, name: str, data: bytes) -> None:
         from fsspec.core import url_to_fs
 
-        try:
+        with self._explained():
             system, root = url_to_fs(self._url)
             if _puts(system):
                 system.pipe_file(f"{root}/{folder}/{name}", data)
             else:
                 _write_and_rename(system, f"{root}/{folder}", name, data)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
         except Exception as error:  # each filesystem has errors of its own; the caller retries, whatever it was
             raise StoreError(f"{self._shown}: {self._without_secrets(error)}") from error
 
@@ -151,6 +206,28 @@ def _jsonl(exchanges: Sequence[Exchange]) -> bytes:
     return b"".join(to_document(exchange) + b"\n" for exchange in exchanges)
 
 
+def _jsonl_without(data: bytes, client: str) -> tuple[bytes | None, int]:
+    """The file without a client's lines, and how many went; None where it is to stay as it is, or holds nothing."""
+    lines = data.splitlines(keepends=True)
+    kept = [line for line in lines if orjson.loads(line)["client_id"] != client]
+    return (b"".join(kept) if 0 < len(kept) < len(lines) else None), len(lines) - len(kept)
+
+
+def _parquet_without(data: bytes, client: str) -> tuple[bytes | None, int]:
+    """As _jsonl_without; the other columns are read only where the client is found."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names = pyarrow.parquet.read_table(BytesIO(data), columns=["client_id"])["client_id"].to_pylist()
+    kept = [name != client for name in names]
+    if all(kept) or not any(kept):
+        return None, len(kept) - sum(kept)
+    table = pyarrow.parquet.read_table(BytesIO(data)).filter(pyarrow.array(kept))
+    file = BytesIO()
+    pyarrow.parquet.write_table(table, file, compression="zstd")
+    return file.getvalue(), len(kept) - sum(kept)
+
+
 def _parquet(exchanges: Sequence[Exchange]) -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -211,3 +288,4 @@ def _write_and_rename(system: "AbstractFileSystem", folder: str, name: str, data
 
 
 _FORMATS: Final[Mapping[str, _Files]] = {"parquet": _Files(".parquet", _parquet), "jsonl": _Files(".jsonl", _jsonl)}
+_WITHOUT: Final = {".parquet": _parquet_without, ".jsonl": _jsonl_without}

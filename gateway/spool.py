@@ -168,6 +168,8 @@ class Spool:
                 measured = loop.time()
                 self._total = await loop.run_in_executor(None, _folder_size, self._root)
                 self._metrics.spool_bytes(self._total)
+                if time.monotonic() - self._opened > self._settings.segment_age:
+                    self._rotate()  # so that what has been shipped leaves the disk, also when nobody calls
                 self._hold_ballast()
             await asyncio.sleep(pause)
 

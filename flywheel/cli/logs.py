@@ -192,6 +192,46 @@ def import_(
 
 
 @app.command()
+def forget(
+    client: Annotated[str, typer.Option("--client", help="The client's id, as logged or as it was sent.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: Config = None,
+    json: AsJson = False,
+) -> None:
+    """Erase a client's exchanges for good: log store, file sinks, spool and quarantine. Written down in audit.jsonl.
+
+    Exit code 0 when all is done, 1 when the answer was no, 2 when something could not be erased: ask again then. Run
+    it on each machine that has a spool of its own. Datasets and adapters made before are not touched, nor backups.
+
+    Example:
+
+        understudy logs forget --client acme-web
+
+        understudy logs forget --client ada@example.org --yes --json
+    """
+    from flywheel.cli.logs_forget import forget as erase
+    from flywheel.cli.logs_forget import names_of
+
+    settings = load_settings(config)
+    names = names_of(settings, client)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("logs forget erases for good, and nobody can be asked here: add --yes")
+        if not typer.confirm(f"Erase all exchanges of {client} for good?", err=True):
+            raise typer.Exit(1)
+    progress = Progress()
+    erased = erase(settings, config, names, ship=not _another_ships(settings), progress=progress)
+    if json:
+        typer.echo(dump(erased))
+        return
+    typer.echo(
+        f"{erased.exchanges:,} exchanges erased, {erased.sinks:,} in sinks, {erased.quarantined:,} quarantined lines"
+    )
+    if erased.waiting:
+        progress.say(f"spool: {erased.waiting:,} bytes wait; the client is left out when they are shipped")
+
+
+@app.command()
 def stats(config: Config = None, workload: Workload = None, json: AsJson = False) -> None:
     """What the log holds, by workload and outcome; what waits in the spool; whether anything is missing.
 

@@ -56,7 +56,7 @@ def parity(gateway: JSON | None, shipper: JSON | None) -> JSON | None:
     if gateway is None or shipper is None:
         return None
     spooled, stored, quarantined = gateway["spooled"], shipper["exchanges"], shipper["quarantined"]
-    left = spooled - stored - quarantined
+    left = spooled - stored - quarantined - shipper["forgotten"]
     if left < 0:
         return None
     return {"spooled": spooled, "stored": stored, "quarantined": quarantined, "open": left, "holds": left == 0}
@@ -145,7 +145,7 @@ def _shipper(status: Path) -> JSON | None:
         found: Any = orjson.loads(status.read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None
-    wanted = {"exchanges": 0, "quarantined": 0, "at": 0.0, "last_error": ""}
+    wanted = {"exchanges": 0, "quarantined": 0, "forgotten": 0, "at": 0.0, "last_error": ""}
     return wanted | found if isinstance(found, dict) else None
 
 

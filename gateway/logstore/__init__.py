@@ -60,4 +60,16 @@ class LogStore(Protocol):
     async def expire(self, before: float) -> int:
         """Drop every whole day (UTC, by the ids' own time) that ended by `before`, epoch seconds; how many days."""
 
+    async def expire_workload(self, workload: str, before: float) -> int:
+        """Drop a workload's exchanges and mirrors made before `before` (epoch seconds, by their ids); how many.
+
+        Some at a time, so that shippers get their turns. Killed on its way, it is simply called again.
+        """
+
+    async def forget(self, client: str) -> int:
+        """Erase a client's exchanges and their mirrors, and the history that nobody else repeats; how many.
+
+        Some at a time; what a kill leaves, the next call erases. What arrives later is not its concern.
+        """
+
     async def close(self) -> None: ...

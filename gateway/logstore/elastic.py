@@ -19,7 +19,8 @@ from gateway.errors import RecordsRefused, StoreError
 from gateway.ids import time_of
 from gateway.logstore import LogCounts, Query
 from gateway.logstore.document import from_document, to_document
-from gateway.logstore.elastic_queries import COUNTS, log_counts, matching, mirrors_of
+from gateway.logstore.elastic_erase import erase
+from gateway.logstore.elastic_queries import COUNTS, log_counts, made_before, matching, mirrors_of
 from gateway.logstore.elastic_url import ElasticTarget
 from gateway.records import Exchange, Pair
 
@@ -157,6 +158,15 @@ class ElasticLogStore:
                 await self._client.indices.delete(index=name, ignore_unavailable=True)
                 self._days.discard(name)
         return len(over)
+
+    async def expire_workload(self, workload: str, before: float) -> int:
+        with self._explained():
+            return await erase(self._client, self._target.name, made_before(workload, before))
+
+    async def forget(self, client: str) -> int:
+        """See LogStore. Its documents are gone from every answer; their bytes go as the server merges segments."""
+        with self._explained():
+            return await erase(self._client, self._target.name, matching(Query(client=client, kind="any")))
 
     async def close(self) -> None:
         await self._client.close()

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+from gateway.ids import id_at
 from gateway.logstore import LogCounts, Query
 from gateway.records import Arm, Outcome
 
-__all__ = ["COUNTS", "by_outcome", "log_counts", "matching", "mirrors_of"]
+__all__ = ["COUNTS", "by_outcome", "log_counts", "made_before", "matching", "mirrors_of"]
 
 _MIRROR: Final = {"term": {"arm": Arm.MIRROR.value}}
 
@@ -49,6 +50,12 @@ def matching(query: Query) -> dict[str, Any]:
 def mirrors_of(rollout: str, before: int) -> dict[str, Any]:
     """The filter for a rollout's mirrors that were sent to the store before an epoch nanosecond."""
     return {"bool": {"filter": [{"term": {"rollout": rollout}}, _MIRROR, {"range": {"stored": {"lt": before}}}]}}
+
+
+def made_before(workload: str, before: float) -> dict[str, Any]:
+    """The filter for a workload's exchanges and mirrors whose ids were made before an epoch second."""
+    bound = id_at(max(0, int(before * 1000)), bytes(10))
+    return {"bool": {"filter": [{"term": {"workload_id": workload}}, {"range": {"id": {"lt": bound}}}]}}
 
 
 def by_outcome(buckets: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from gateway.errors import ConfigError, StoreError
+from gateway.logstore.erase import SqlErase
 from gateway.logstore.history import FOLD_FROM, Known
-from gateway.logstore.reads import Conditions, Row, SqlReads
+from gateway.logstore.reads import Conditions, Row
 from gateway.logstore.rows import COLUMNS, DAY, Batch, batch_of, day_of
 from gateway.records import Exchange
 
@@ -47,6 +48,8 @@ CREATE INDEX messages_last_day ON messages (last_day);
 CREATE TABLE sweeps (count bigint NOT NULL);
 INSERT INTO sweeps VALUES (0);
 """
+_SUSPECTS: Final = "CREATE TABLE IF NOT EXISTS suspects (hash bytea PRIMARY KEY)"
+_NOTICE: Final = "SELECT count, EXISTS (SELECT 1 FROM suspects) AS suspects FROM sweeps"
 _TABLE: Final = "SELECT count(*) FROM pg_tables WHERE schemaname = 'understudy_log' AND tablename = $1"
 _STAGED: Final = ("day", *COLUMNS)
 _STAGING: Final = f"""
@@ -85,7 +88,7 @@ _SERVER_SETTINGS: Final = {
 _FIRST_DAY: Final = date(1970, 1, 1)
 
 
-class PostgresLogStore(SqlReads):
+class PostgresLogStore(SqlErase):
     """See gateway.logstore.LogStore. Every call ends within `timeout` seconds, a step of `expire` counting as one."""
 
     _order = "day id"
@@ -107,11 +110,14 @@ class PostgresLogStore(SqlReads):
         batch = batch_of(exchanges, self._fold_from)
         staged = [(_day(row[0]), *map(_escaped, row)) for row in batch.rows]
         async with self._transaction() as connection:
-            await self._notice_sweeps(connection)
+            suspects = await self._notice_sweeps(connection)
             made = {row[0] for row in staged} - self._partitions
             for day in sorted(made):
                 await _make_partition(connection, day)
             nodes = await self._append_nodes(connection, batch)
+            if suspects and nodes:
+                cleared = [address for address, _ in nodes]
+                await connection.execute("DELETE FROM suspects WHERE hash = ANY($1::bytea[])", cleared)
             await connection.copy_records_to_table("staging", records=staged, columns=_STAGED, schema_name="pg_temp")
             await connection.execute(_INSERT)
             await connection.execute("COMMIT")
@@ -159,13 +165,24 @@ class PostgresLogStore(SqlReads):
             )
         return [(address, day) for address, _, day in lacking]
 
-    async def _notice_sweeps(self, connection: asyncpg.Connection) -> None:
-        sweeps = await connection.fetchval("SELECT count FROM sweeps")
+    async def _notice_sweeps(self, connection: asyncpg.Connection) -> bool:
+        """Whether any message is suspected to be of no use."""
+        sweeps, suspects = await connection.fetchrow(_NOTICE)
         if sweeps != self._sweeps:
-            self._forget()
+            self._forget_known()
             self._sweeps = sweeps
+        return bool(suspects)
 
-    def _forget(self) -> None:
+    async def _change(self, *statements: tuple[str, Sequence[Any]]) -> list[Sequence[Row]]:
+        async with self._transaction() as connection:
+            found = [await connection.fetch(sql, *map(_escaped, values)) for sql, values in statements]
+            await connection.execute("COMMIT")
+        return found
+
+    def _last_day(self, day: int) -> date:
+        return _FIRST_DAY + timedelta(days=day)
+
+    def _forget_known(self) -> None:
         self._known.forget()
         self._partitions.clear()
 
@@ -207,12 +224,13 @@ class PostgresLogStore(SqlReads):
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
         """The tables, if they are not there, and the connection's own. What a server forgot in a crash is not known."""
-        self._forget()
-        if not await _is_there(connection, "exchanges"):
+        self._forget_known()
+        if not await _is_there(connection, "suspects"):
             async with connection.transaction():
                 await connection.fetch(_BEGIN, f"{int(self._timeout * 1000)}ms")
                 if not await _is_there(connection, "exchanges"):
                     await connection.execute(_SCHEMA)
+                await connection.execute(_SUSPECTS)
         await connection.execute(_STAGING)
 
     async def _select(self, sql: str, values: Sequence[Any]) -> Sequence[Row]:

@@ -11,8 +11,9 @@ import aiosqlite
 
 from gateway.errors import StoreError
 from gateway.ids import id_at
+from gateway.logstore.erase import SqlErase
 from gateway.logstore.history import FOLD_FROM, Known
-from gateway.logstore.reads import Conditions, Row, SqlReads
+from gateway.logstore.reads import Conditions, Row
 from gateway.logstore.rows import COLUMNS, DAY, batch_of, day_of
 from gateway.records import Exchange
 
@@ -33,6 +34,7 @@ CREATE INDEX IF NOT EXISTS exchanges_rollout ON exchanges (rollout, seq) WHERE r
 CREATE TABLE IF NOT EXISTS messages (
     hash BLOB NOT NULL PRIMARY KEY, parent BLOB, last_day INTEGER NOT NULL, body TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS suspects (hash BLOB NOT NULL PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS sweeps (count INTEGER NOT NULL);
 INSERT INTO sweeps SELECT 0 WHERE NOT EXISTS (SELECT * FROM sweeps);
 """
@@ -45,8 +47,10 @@ _INSERT_NODE: Final = (
     "ON CONFLICT (hash) DO UPDATE SET last_day = excluded.last_day WHERE last_day < excluded.last_day"
 )
 
+_NOTICE: Final = "SELECT count, EXISTS (SELECT 1 FROM suspects) FROM sweeps"
 
-class SqliteLogStore(SqlReads):
+
+class SqliteLogStore(SqlErase):
     """See gateway.logstore.LogStore. Raises StoreError when the file cannot be read or written.
 
     Each message's `last_day` is raised to the day of every exchange that uses it, and a message goes when its last day
@@ -67,7 +71,7 @@ class SqliteLogStore(SqlReads):
             return
         batch = batch_of(exchanges, self._fold_from)
         async with self._transaction() as connection:
-            await self._notice_sweeps(connection)
+            suspects = await self._notice_sweeps(connection)
             lacking = [
                 (address, node.parent, node.body, day)
                 for address, (node, day) in batch.nodes.items()
@@ -75,6 +79,9 @@ class SqliteLogStore(SqlReads):
             ]
             if lacking:
                 await connection.executemany(_INSERT_NODE, lacking)
+                if suspects:
+                    cleared = [(address,) for address, *_ in lacking]
+                    await connection.executemany("DELETE FROM suspects WHERE hash = ?", cleared)
             await connection.executemany(_INSERT, batch.rows)
             await connection.commit()
             self._known.note((address, day) for address, _, _, day in lacking)
@@ -90,6 +97,24 @@ class SqliteLogStore(SqlReads):
                 await connection.execute("UPDATE sweeps SET count = count + 1")
             await connection.commit()
         return days
+
+    async def forget(self, client: str) -> int:
+        """See LogStore. The file is written anew, and its write-ahead log emptied, so that no copy is left.
+
+        Overwriting what is deleted is not enough: pages that were once split keep pieces of rows. This wants as much
+        free disk again as the log takes, and shippers wait meanwhile.
+
+        Raises StoreError too where a long reader keeps the write-ahead log: all is deleted then, call it again.
+        """
+        erased = await super().forget(client)
+        connection = await self._open()
+        async with self._writing:
+            with self._errors():
+                await connection.execute("VACUUM")
+                ((busy, *_),) = await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        if busy:
+            raise StoreError(f"{self._path}: a reader keeps the write-ahead log in use; ask again when it is done")
+        return erased
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -108,11 +133,25 @@ class SqliteLogStore(SqlReads):
                 finally:
                     await connection.rollback()
 
-    async def _notice_sweeps(self, connection: aiosqlite.Connection) -> None:
-        ((sweeps,),) = await connection.execute_fetchall("SELECT count FROM sweeps")
+    async def _notice_sweeps(self, connection: aiosqlite.Connection) -> bool:
+        """Whether any message is suspected to be of no use."""
+        ((sweeps, suspects),) = await connection.execute_fetchall(_NOTICE)
         if sweeps != self._sweeps:
             self._known.forget()
             self._sweeps = sweeps
+        return bool(suspects)
+
+    async def _change(self, *statements: tuple[str, Sequence[Any]]) -> list[Sequence[Row]]:
+        async with self._transaction() as connection:
+            found: list[Sequence[Row]] = [
+                cast("list[Row]", await connection.execute_fetchall(sql.replace("$", "?"), values))
+                for sql, values in statements
+            ]
+            await connection.commit()
+        return found
+
+    def _last_day(self, day: int) -> int:
+        return day
 
     async def _open(self) -> aiosqlite.Connection:
         async with self._opening:
@@ -164,7 +203,7 @@ async def _days_before(connection: aiosqlite.Connection, midnight: str) -> int:
 
 async def _prepare(connection: aiosqlite.Connection) -> None:
     """Tables and indexes; a file of an earlier version gets the columns that it lacks."""
-    await connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+    await connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA secure_delete=ON;")
     if await _is_current(connection):
         return
     await connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
@@ -177,5 +216,5 @@ async def _prepare(connection: aiosqlite.Connection) -> None:
 
 async def _is_current(connection: aiosqlite.Connection) -> bool:
     found = await connection.execute_fetchall("SELECT name FROM pragma_table_info('exchanges')")
-    swept = await connection.execute_fetchall("SELECT 1 FROM sqlite_master WHERE name = 'sweeps'")
+    swept = await connection.execute_fetchall("SELECT 1 FROM sqlite_master WHERE name = 'suspects'")
     return bool(list(swept)) and {row["name"] for row in found} >= {*COLUMNS}

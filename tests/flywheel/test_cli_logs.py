@@ -29,7 +29,7 @@ from gateway.logstore import Query
 from gateway.logstore.open import open_log_store
 from gateway.logstore.sqlite import SqliteLogStore
 from gateway.records import Arm, Attempt, Exchange, Outcome, Usage
-from gateway.ship import Shipper
+from gateway.ship import Shipper, StoreReader
 from gateway.spool import Spool
 from gateway.telemetry import Metrics
 
@@ -373,7 +373,7 @@ def test_stats_account_for_every_exchange(spooled: Logs) -> None:
         store = open_log_store(spooled.settings.log_store)
         stop = asyncio.Event()
         stop.set()
-        await Shipper(spooled.settings, store).run(stop)
+        await Shipper(spooled.settings, [StoreReader(store, 500)]).run(stop)
         await store.close()
 
     asyncio.run(ship())

@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,7 @@ async def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path)
             "ALTER TABLE exchanges DROP COLUMN tools",
             "DROP TABLE messages",
             "DROP TABLE sweeps",
+            "DROP TABLE suspects",
         ):
             file.execute(change)
     for n in (2, 3):
@@ -245,3 +247,50 @@ async def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path: Path)
         assert found is not None
         assert found.request == asking(n)
         await opened.close()
+
+
+def a_whole_turn(n: int, client: str, topic: str) -> Exchange:
+    return exchange(n, client_id=client, request=asking(n, topic))
+
+
+async def test_a_client_is_forgotten_with_its_mirrors(store: LogStore) -> None:
+    """More than a batch holds; others stay whole, also where they repeat the same history."""
+    gone = [a_whole_turn(n, "ada", f"own{n}") for n in range(1, 701)]
+    mirrored = exchange(800, client_id="ada", arm=Arm.MIRROR, mirror_of=uid(1), rollout="r")
+    shared = [a_whole_turn(901, "ada", "both"), a_whole_turn(902, "bob", "both"), a_whole_turn(903, "bob", "bob")]
+    await store.append([*gone, mirrored, *shared])
+    assert await store.forget("ada") == 702
+    assert [found async for found in store.scan(Query(kind="any"))] == shared[1:]
+    assert await store.get(uid(1)) is None
+    assert await store.pairs("r", None, 10) == []
+    assert await store.forget("ada") == 0
+    if isinstance(store, SqlReads):
+        assert await nodes(store) == 4
+    again = a_whole_turn(904, "bob", "own1")
+    await store.append([again])
+    assert await store.get(again.id) == again
+
+
+async def test_a_writer_stores_again_what_was_forgotten_elsewhere(store: LogStore, url: str) -> None:
+    """It knew the messages as stored; the same ones come again from somebody else."""
+    await store.append([a_whole_turn(1, "ada", "same")])
+    other = open_log_store(url)
+    assert await other.forget("ada") == 1
+    await other.close()
+    late = a_whole_turn(2, "bob", "same")
+    await store.append([late])
+    assert await store.get(late.id) == late
+
+
+async def test_a_workload_expires_by_its_own_time(store: LogStore) -> None:
+    """To the second, with mirrors; other workloads stay, with the history that they share."""
+    old = [at_day(1, 1, asking(1)), at_day(1, 2, asking(2, "once"))]
+    kept = [replace(at_day(1, 3, asking(3)), workload_id="other"), at_day(3, 4, asking(4))]
+    mirror = exchange(5, id=id_at(86_400_000 + 9, bytes(10)), arm=Arm.MIRROR, mirror_of=old[0].id)
+    await store.append([*old, *kept, mirror])
+    assert await store.expire_workload("w", 86_400 + 0.002) == 1
+    assert await store.expire_workload("w", 3 * 86_400) == 2
+    assert await store.expire_workload("w", 3 * 86_400) == 0
+    assert [found async for found in store.scan(Query(kind="any"))] == kept
+    if isinstance(store, SqlReads):
+        assert await nodes(store) == 2

@@ -142,3 +142,19 @@ async def test_bodies_that_are_no_json_are_kept_as_text(settings: Settings) -> N
     (exchange,) = await stored(store)
     assert (exchange.request, exchange.response) == ({"raw": "not json"}, {"raw": "<html>"})
     await store.close()
+
+
+async def test_an_idle_gateway_gives_its_segment_free(tmp_path: Path) -> None:
+    """What was shipped leaves the disk, also when nobody calls any more."""
+    idle = Settings(data_dir=tmp_path, spool=SpoolSettings(segment_age=0.01))
+    store = SqliteLogStore(tmp_path / "log.db")
+    writer = Spool(idle.spool_dir, idle.spool, Metrics())
+    writer.append(header(), b"distinctive", [])
+    shipper, running = shipper_of(idle, store), asyncio.ensure_future(writer.run())
+    async with asyncio.timeout(10):
+        while any(b"distinctive" in path.read_bytes() for path in idle.spool_dir.glob("*/*.seg")):
+            await shipper.ship_once()
+            await asyncio.sleep(0.01)
+    running.cancel()
+    writer.close()
+    await store.close()

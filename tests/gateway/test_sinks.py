@@ -202,3 +202,31 @@ except MissingExtra as error:
 def test_sinks_are_a_setting(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, log_sinks=("memory://a", "file:///b?format=jsonl"))
     assert [type(open_sink(url)).__name__ for url in settings.log_sinks] == ["FileSink", "FileSink"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+async def test_a_client_is_forgotten_in_every_file(tmp_path: Path, format: str) -> None:
+    """Files of others stay as they are, bit for bit; one that held nothing else goes."""
+    sink = open_sink(f"file://{tmp_path}?format={format}")
+    ada, bob = (exchange(n, client_id=name, request={"said": f"{name} said"}) for n, name in ((1, "ada"), (2, "bob")))
+    later = exchange(DAY + 1, client_id="ada")
+    for name, batch in (("both", [ada, bob]), ("alone", [ada]), ("other", [bob]), ("later", [later])):
+        await sink.write(name, batch)
+    untouched = (tmp_path / f"day=1970-01-01/other.{format}").read_bytes()
+    assert await sink.forget("ada") == 3
+    assert files(tmp_path) == [f"day=1970-01-01/both.{format}", f"day=1970-01-01/other.{format}"]
+    assert read(tmp_path / f"day=1970-01-01/both.{format}") == [bob]
+    assert (tmp_path / f"day=1970-01-01/other.{format}").read_bytes() == untouched
+    assert await sink.forget("ada") == 0
+    await sink.write("alone", [ada])
+    assert await sink.forget("ada") == 1
+
+
+async def test_whole_days_are_dropped() -> None:
+    """Also in an object store; the day that is not over stays."""
+    sink = open_sink("memory://retention")
+    await sink.write("batch", [exchange(n * DAY + 5) for n in range(3)])
+    assert await sink.expire(2.5 * DAY) == 2
+    assert await sink.expire(2.5 * DAY) == 0
+    assert await sink.forget("nobody") == 0
+    assert [path.split("/")[-2] for path in fsspec.filesystem("memory").find("/retention")] == ["day=1970-01-03"]
