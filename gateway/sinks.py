@@ -242,6 +242,7 @@ def _parquet(exchanges: Sequence[Exchange]) -> bytes:
             ("stream", pyarrow.bool_()),
             ("attempts", pyarrow.list_(struct)),
             *((name, pyarrow.large_string()) for name in ("request", "response")),
+            ("redacted", pyarrow.string()),
         ]
     )
     table = pyarrow.Table.from_pylist([_row(exchange) for exchange in exchanges], schema=schema)
@@ -264,9 +265,14 @@ def _row(exchange: Exchange) -> Mapping[str, Any]:
         "output_tokens": usage.output_tokens if usage else None,
         "stream": exchange.stream,
         "attempts": [asdict(attempt) for attempt in exchange.attempts],
-        "request": None if exchange.request is None else orjson.dumps(exchange.request).decode(),
-        "response": None if exchange.response is None else orjson.dumps(exchange.response).decode(),
+        "request": _json(exchange.request),
+        "response": _json(exchange.response),
+        "redacted": _json(exchange.redacted),
     }
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
 
 
 def _puts(system: "AbstractFileSystem") -> bool:

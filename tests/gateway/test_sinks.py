@@ -33,7 +33,7 @@ def exchange(n: int, **more: object) -> Exchange:
 def of_row(row: dict[str, Any]) -> Exchange:
     """An exchange of a Parquet file's row, as a reader would put it together."""
     read, written = row.pop("input_tokens"), row.pop("output_tokens")
-    bodies = {name: row[name] and orjson.loads(row[name]) for name in ("request", "response")}
+    bodies = {name: row[name] and orjson.loads(row[name]) for name in ("request", "response", "redacted")}
     usage = None if read is None else {"input_tokens": read, "output_tokens": written}
     return from_document(row | bodies | {"usage": usage})
 
