@@ -1,7 +1,7 @@
 """A streamed reply, assembled into the one that a call without streaming would have had. Pure; runs in the shipper."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -55,9 +55,14 @@ def usage_of(reply: JSON | None) -> Usage | None:
         return None
     read = usage.get("prompt_tokens", usage.get("input_tokens"))
     written = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    if not isinstance(read, int) or not isinstance(written, int):
+    if not _is_count(read) or not _is_count(written):
         return None
     return Usage(input_tokens=read, output_tokens=written)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    """An upstream may claim any number; one that 64 bits cannot hold counts nothing."""
+    return isinstance(value, int) and 0 <= value < 2**63
 
 
 def _merge_choice(into: JSON, delta: JSON) -> None:

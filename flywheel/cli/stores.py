@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 def with_log_store(settings: "Settings", use: "Callable[[LogStore], Awaitable[T]]") -> T:
     from gateway.logstore.open import open_log_store
+    from gateway.supervise import interrupted
 
     async def run() -> T:
         store = open_log_store(settings.log_store)
@@ -27,7 +28,7 @@ def with_log_store(settings: "Settings", use: "Callable[[LogStore], Awaitable[T]
         finally:
             await store.close()
 
-    return asyncio.run(run())
+    return asyncio.run(interrupted(run()))
 
 
 def with_runs(settings: "Settings", use: "Callable[[Runs], Awaitable[T]]") -> T:

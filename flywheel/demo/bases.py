@@ -13,7 +13,7 @@ from gateway.errors import UnderstudyError
 
 __all__ = ["base_for"]
 
-OTHER_TEXT = ("hwu64.jsonl", "sgd_turns.jsonl", "clinc150.jsonl", "snips.jsonl")  # never the workload that is measured
+OTHER_TEXT = ("hwu64.jsonl", "sgd_turns.jsonl")  # never the workload that is measured
 SEED = 7
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from flywheel.demo.corpus import Row, fillers, row
 from flywheel.demo.grammar import Draw, read
-from flywheel.demo.workload import Item, Workload
+from flywheel.demo.workload import Workload
 
 __all__ = ["labelled"]
 
@@ -29,24 +29,20 @@ _RENAMED: Final = 0.6
 
 
 def labelled(workloads: Sequence[Workload], seed: int) -> Iterator[Row]:
-    """Requests without end, from each workload in turn, each text once a round: its label's tool among a few more."""
+    """Requests without end, each text once a round: its label's tool among a few more."""
     grammar = read("everyday.txt")
     system, name_of = grammar.plain["system"].lines, fillers(grammar)["name"]
     rng = random.Random(seed)
     tools = [{tool["function"]["name"]: tool for tool in workload.tools} for workload in workloads]
-    streams = [_endless(workload, rng) for workload in workloads]
-    for by_name, items in itertools.cycle(zip(tools, streams, strict=True)):
-        item = next(items)
-        others = [name for name in by_name if name != item.tool]
-        offered = [item.tool, *rng.sample(others, min(len(others), rng.randint(1, _MOST_OTHERS)))]
-        rng.shuffle(offered)
-        text, arguments = _renamed(item.text, item.arguments or _phrases(item.text), name_of, rng)
-        yield row(rng.choice(system), [by_name[name] for name in offered], text, item.tool, arguments)
-
-
-def _endless(workload: Workload, rng: random.Random) -> Iterator[Item]:
+    pairs = [(by_name, item) for by_name, workload in zip(tools, workloads, strict=True) for item in workload.items]
     while True:
-        yield from rng.sample(workload.items, len(workload.items))
+        rng.shuffle(pairs)
+        for by_name, item in pairs:
+            others = [name for name in by_name if name != item.tool]
+            offered = [item.tool, *rng.sample(others, min(len(others), rng.randint(1, _MOST_OTHERS)))]
+            rng.shuffle(offered)
+            text, arguments = _renamed(item.text, item.arguments or _phrases(item.text), name_of, rng)
+            yield row(rng.choice(system), [by_name[name] for name in offered], text, item.tool, arguments)
 
 
 def _phrases(text: str) -> dict[str, str]:

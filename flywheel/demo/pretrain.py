@@ -79,7 +79,7 @@ SIZES: Mapping[str, Size] = {
         intermediate=352,
         layers=4,
         heads=4,
-        steps=2_300,
+        steps=2_200,
         learning_rate=4e-3,
         signatures=False,
     ),
@@ -90,12 +90,12 @@ _REQUEST_WEIGHT = 0.5
 
 
 def rows(texts: Sequence[Workload], seed: int) -> Iterator[corpus.Row]:
-    """The rows to learn from: made-up ones, and, where other text is given, two of that to each made-up one."""
+    """The rows to learn from: made-up ones, and, where other text is given, one of that to each made-up one."""
     made_up = corpus.conversations(seed)
     if not texts:
         return made_up
     others = labelled.labelled(texts, seed)
-    return itertools.chain.from_iterable(zip(made_up, others, others, strict=False))
+    return itertools.chain.from_iterable(zip(made_up, others, strict=False))
 
 
 def make_tokenizer(size: Size, sample: Sequence[corpus.Row]) -> Any:

@@ -349,7 +349,7 @@ def spooled(logs: Logs) -> Logs:
     spool.close()
     folder = logs.settings.run_dir / "metrics"
     folder.mkdir(parents=True)
-    code = "from gateway.telemetry import Metrics; m = Metrics(); [m.spooled() for _ in '123']; m.dropped('disk_full')"
+    code = "from gateway.telemetry import Metrics; m = Metrics(); m.spooled(3); m.dropped('disk_full')"
     env = dict(environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     return logs

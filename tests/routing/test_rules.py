@@ -211,8 +211,8 @@ def test_secrets_are_never_printed() -> None:
         (
             "default: {serve: prod-70b}",
             "default: prod-70b",
-            "default: wants a mapping with serve, match, fallbacks, sticky, mirror, breaker, rollout, flywheel, "
-            "privacy, retention",
+            "default: wants a mapping with serve, match, fallbacks, sticky, include_usage, mirror, breaker, rollout, "
+            "flywheel, privacy, retention",
         ),
         ("default: {serve: prod-70b}", "default: {serve: prod-70b", None),
         ("default: {serve: prod-70b}", "default: &a [*a]", "an alias that contains itself"),
