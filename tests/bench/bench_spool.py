@@ -5,6 +5,7 @@ python -m tests.bench.bench_spool [--json] [--store sqlite|postgres|elasticsearc
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from typing import Any
 import orjson
 
 from gateway.config import Settings, SpoolSettings
+from gateway.errors import StoreError
 from gateway.ids import new_id
 from gateway.logstore.open import open_log_store
 from gateway.ship import Shipper, StoreReader
@@ -88,12 +90,14 @@ async def ships(folder: Path, url: str, exchanges: int) -> dict[str, float]:
     spool.close()
     store = open_log_store(url)
     shipper = Shipper(settings, [StoreReader(store, 500)])
-    await store.counts()
+    with contextlib.suppress(StoreError):
+        await store.counts()
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     started = time.perf_counter()
     await shipper.ship_all()
     seconds = time.perf_counter() - started
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - used
+    await asyncio.sleep(2.0)  # Elasticsearch shows what it has once a second
     found = (await store.counts()).live
     await store.close()
     if found != exchanges:
@@ -114,8 +118,8 @@ def stores(names: list[str], folder: Path, stack: ExitStack) -> Iterator[tuple[s
                 elastic = ElasticsearchServer(os.environ.get("ELASTICSEARCH_URL"))
                 if elastic.own:
                     elastic.start()
-                    stack.callback(elastic.close)
-                yield name, f"elasticsearch+{elastic.url}/bench?refresh=true"
+                    stack.callback(elastic.stop)
+                yield name, f"elasticsearch+{elastic.url}/bench"
         except (CannotRun, Unavailable) as error:
             sys.stderr.write(f"{name}: {error}\n")
 
