@@ -36,7 +36,13 @@ async def _serve(arguments: argparse.Namespace, application: Callable[[Settings,
     )
     server = uvicorn.Server(config)
     if arguments.watch_fd is not None:
-        watch_parent(asyncio.get_running_loop(), arguments.watch_fd, lambda: setattr(server, "should_exit", True))
+        loop = asyncio.get_running_loop()
+
+        def orphaned() -> None:
+            server.should_exit = True
+            loop.call_later(settings.gateway.drain + 5, os._exit, 1)  # whatever it is that still keeps it: it ends
+
+        watch_parent(loop, arguments.watch_fd, orphaned)
     listener = socket.socket(fileno=arguments.fd)
     listener.setblocking(False)
     await server.serve(sockets=[listener])
