@@ -6,7 +6,8 @@ A segment starts with MAGIC and eight random bytes, its mark. Then frames follow
 
 The header is JSON: an exchange's id and fields, and how to read its bodies; the bodies are the bytes as they passed.
 `frame` in the header says which piece of the exchange this is (`Kind`); gateway.tail joins them again. The mark is
-what reading finds the next frame by after damage: nobody who sends a body can know it.
+what reading finds the next frame by after damage: nobody who sends a body can know it. A call that is in flight is
+noted beside the segments (gateway.inflight) as long as it lasts; a large one begins with a frame of its own instead.
 """
 
 import asyncio
@@ -28,9 +29,10 @@ import structlog
 
 from gateway.config import SpoolSettings
 from gateway.ids import new_id
+from gateway.inflight import InFlight
 from gateway.telemetry import Metrics
 
-__all__ = ["HEAD", "MAGIC", "PIECE", "Corrupt", "Frame", "Kind", "Spool", "read_frames", "spool_size"]
+__all__ = ["HEAD", "IN_FLIGHT", "MAGIC", "PIECE", "Corrupt", "Frame", "Kind", "Spool", "read_frames", "spool_size"]
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ HEAD: Final = len(MAGIC) + _MARK
 _PREFIX: Final = struct.Struct("<8sIIII")
 _SIZES: Final = struct.Struct("<III")
 _BALLAST: Final = 4 * 1024 * 1024
+IN_FLIGHT: Final = "in-flight"  # the file's name
 
 
 class Kind(StrEnum):
@@ -104,6 +107,7 @@ class Spool:
         self._count = 0  # exchanges since the metrics were told
         self._fd = -1
         self._open_segment()
+        self._in_flight = InFlight(self._folder / IN_FLIGHT, self._share(_BALLAST * 2))
         self._hold_ballast()
 
     @property
@@ -117,12 +121,28 @@ class Spool:
         """True when the spool is full and the setting says to refuse calls rather than lose their log."""
         return self._settings.on_full == "refuse" and self.full
 
+    def begin(self, header: dict[str, Any], request: bytes) -> Kind | None:
+        """Keep what is known of a call before it goes upstream; the frame that is to end it. None: there is no room.
+
+        A CLOSE goes on from here; a WHOLE has to repeat the request.
+        """
+        if self._total < self._settings.max_total and self._in_flight.note(header["id"], orjson.dumps(header), request):
+            return Kind.WHOLE
+        return Kind.CLOSE if self.append(header | {"frame": Kind.OPEN}, request) else None
+
     def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
         """Hand one frame to the kernel. False when there is no room for it; a lost exchange is counted by reason."""
         kind = header.get("frame", Kind.WHOLE)
+        kept = self._append(kind, header, request, response)
+        if kind in _ENDS:
+            self._count += kept
+            self._in_flight.wipe(header["id"])
+        return kept
+
+    def _append(self, kind: Kind, header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> bool:
         if self._total >= self._settings.max_total:
             return self._lost(kind, "spool_full")
-        if self._size >= self._settings.segment or time.monotonic() - self._opened > self._settings.segment_age:
+        if self._size >= self._settings.segment:
             self._rotate()
         if self._fd < 0 and not self._open_segment():
             return self._lost(kind, "disk_full")
@@ -131,7 +151,6 @@ class Spool:
             return self._lost(kind, "disk_full")
         self._size += length
         self._total += length
-        self._count += kind in _ENDS
         self._dirty.set()
         return True
 
@@ -179,6 +198,7 @@ class Spool:
         """Let the shipper have everything."""
         self._tell()
         self._sync()
+        self._in_flight.close()
         for fd in (self._fd, self._lock):
             if fd >= 0:
                 os.close(fd)
@@ -197,7 +217,7 @@ class Spool:
     def _sync(self) -> None:
         finished, self._finished = self._finished, []
         wanted = self._settings.fsync != "never"
-        for fd in (*finished, self._fd):
+        for fd in (*finished, self._fd, self._in_flight.fd):
             if wanted and fd >= 0:
                 with contextlib.suppress(OSError):  # what the disk does not take now is tried at the next sync
                     os.fdatasync(fd)
@@ -246,8 +266,7 @@ class Spool:
         """Keep some disk space for the exchanges that are in flight when the disk runs full."""
         if self._ballast.exists():
             return
-        disk = os.statvfs(self._folder)
-        size = max(PIECE, min(_BALLAST, self._settings.max_total // 16, disk.f_bavail * disk.f_frsize // 8))
+        size = max(PIECE, self._share(_BALLAST))
         try:
             fd = os.open(self._ballast, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
             try:
@@ -259,6 +278,11 @@ class Spool:
             self._ballast.unlink(missing_ok=True)
         else:
             self._low = False
+
+    def _share(self, most: int) -> int:
+        """How many bytes a file beside the segments may take."""
+        disk = os.statvfs(self._folder)
+        return min(most, self._settings.max_total // 16, disk.f_bavail * disk.f_frsize // 8)
 
     def _drop_ballast(self) -> bool:
         """Make room by giving the ballast up; False when it is gone already."""
@@ -336,13 +360,11 @@ def _resume(rest: bytes, mark: bytes) -> int:
     return 0
 
 
-def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> tuple[list[bytes], int]:
+def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> tuple[tuple[bytes, bytes], int]:
     """The frame's parts, and how long they are together."""
-    body = response[0] if len(response) == 1 else b"".join(response)
-    sizes = _SIZES.pack(len(head), len(request), len(body))
-    crc = crc32(body, crc32(request, crc32(head, crc32(sizes))))
-    parts = [mark + crc.to_bytes(4, "little") + sizes, head, request, body]
-    return parts, _PREFIX.size + len(head) + len(request) + len(body)
+    sizes = _SIZES.pack(len(head), len(request), sum(map(len, response)))
+    summed = b"".join((sizes, head, request, *response))
+    return (mark + crc32(summed).to_bytes(4, "little"), summed), _MARK + 4 + len(summed)
 
 
 def spool_size(folder: Path) -> int:

@@ -16,7 +16,8 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from gateway.spool import Corrupt, Frame, Kind, read_frames
+from gateway.inflight import notes
+from gateway.spool import IN_FLIGHT, Corrupt, Frame, Kind, read_frames
 
 __all__ = ["Batch", "Place", "Record", "Tail", "remove_taken", "writer_lives"]
 
@@ -112,6 +113,7 @@ class Tail:
         self._damaged: list[tuple[Place, Corrupt]] = []
         self._size = 0
         self._complete = False
+        self._ended = ""  # the exchange that ended last
         self._opens_path = folder / f"{name}.open"
         self._rebuild()
 
@@ -174,9 +176,19 @@ class Tail:
             if final:
                 self._place, self._complete = Place(number + 1, 0), True
         if not alive and self._place != _END:
+            self._in_flight(numbers[-1] if numbers else 0)
             self._place, self._complete = _END, True
             self._records.extend(self._open.values())
             self._open.clear()
+
+    def _in_flight(self, last: int) -> None:
+        """What a killed worker noted and did not end; it may have been killed between an end and wiping the note."""
+        for note in notes(self.folder / IN_FLIGHT):
+            header = _header(note[0]) if note is not None else None
+            if note is None or header is None:
+                self._damaged.append((self._place, Corrupt(raw=b"", reason="in flight", end=self._place.offset)))
+            elif header.get("id") != self._ended:
+                self._joined(Frame(header=header | {"frame": Kind.OPEN}, request=note[1], response=b"", end=0), last)
 
     def _take(self, frame: Frame | Corrupt, start: Place) -> None:
         if isinstance(frame, Corrupt):
@@ -197,6 +209,8 @@ class Tail:
             return None
         record = self._open.setdefault(exchange, Record())
         record.add(frame, segment)
+        if record.ended:
+            self._ended = exchange
         return record
 
     def _rebuild(self) -> None:
@@ -212,6 +226,13 @@ class Tail:
                 record = self._joined(frame, number)
                 if record is not None and record.ended:  # also when its beginning is gone: it was taken
                     del self._open[frame.header["id"]]
+
+
+def _header(raw: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(orjson.JSONDecodeError):
+        header = orjson.loads(raw)
+        return header if isinstance(header, dict) else None
+    return None
 
 
 def remove_taken(folder: Path, tails: Iterable[Tail]) -> int:

@@ -60,6 +60,8 @@ class Sink(Protocol):
     @property
     def refusing(self) -> bool: ...
 
+    def begin(self, header: dict[str, Any], request: bytes) -> Kind | None: ...
+
     def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool: ...
 
     def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None: ...
@@ -121,7 +123,7 @@ class Tee:
     asked_usage: bool = False  # the gateway asked for the stream's tokens, the client did not
     attempts: list[Attempt] = field(default_factory=list)
     place: Place | None = None  # held at a model whose calls are limited
-    _opened: bool = False
+    _end_with: Kind = Kind.WHOLE
     _chunks: list[bytes] = field(default_factory=list)
     _held: int = 0  # bytes in `_chunks`
     _spooled: int = 0  # bytes of the reply that are in the spool already
@@ -133,12 +135,13 @@ class Tee:
     def open(self) -> bool:
         """Log what is known so far: a gateway that is killed now leaves the request behind. False: there is no room."""
         header = log_header(self.call, self.tags, self.decision)
-        header |= {"config_snapshot": self.snapshot, "arm": self.decision.arm, "frame": Kind.OPEN}
+        header |= {"config_snapshot": self.snapshot, "arm": self.decision.arm}
         hidden = self.decision.route.privacy.before_spool
         if hidden:
             header |= _masked_fields(header, self.redactor)
-        self._opened = self.sink.append(header, b"" if hidden else self._request())
-        return self._opened
+        kind = self.sink.begin(header, b"" if hidden else self._request())
+        self._end_with = kind or Kind.WHOLE
+        return kind is not None
 
     def head(self, target: Target, arm: Arm, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """The reply's head is here, from `target`."""
@@ -175,13 +178,13 @@ class Tee:
         fates = [(mirror, self.mirrors.reserve(mirror)) for mirror in wanted]
         header = self._header(outcome, error, now)
         header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
-        header["frame"] = Kind.CLOSE if self._opened else Kind.WHOLE
+        header["frame"] = kind = self._end_with
         privacy = self.decision.route.privacy
         if privacy.before_spool:
             header["frame"] = Kind.WHOLE
             record_masked(self.sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self.redactor)
         else:
-            self.sink.append(header, b"" if self._opened else self._request(), self._chunks)
+            self.sink.append(header, self._request() if kind is Kind.WHOLE else b"", self._chunks)
         if (account := self.call.account) is not None and account.key.metered:
             self._charge(account)
         self._chunks = []

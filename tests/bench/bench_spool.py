@@ -55,14 +55,14 @@ def bodies(size: int) -> tuple[bytes, bytes]:
 
 
 def appends(folder: Path, size: int) -> dict[str, float]:
-    """Microseconds for the two frames of an exchange, and for a plain write of the same bytes."""
+    """Microseconds to note a call and to append its exchange, and for a plain write of the same bytes."""
     request, reply = bodies(size)
     spool = Spool(folder, SpoolSettings(fsync="never"), Metrics())
     started = time.perf_counter()
     for _ in range(APPENDS):
         one = header()
-        spool.append({"id": one["id"], "timestamp": one["timestamp"], "workload_id": "w", "frame": Kind.OPEN}, request)
-        spool.append(one | {"frame": Kind.CLOSE}, b"", (reply,))
+        kind = spool.begin({"id": one["id"], "timestamp": one["timestamp"], "workload_id": "w"}, request)
+        spool.append(one | {"frame": kind}, request if kind is Kind.WHOLE else b"", (reply,))
     spooled = time.perf_counter() - started
     started = time.perf_counter()
     for _ in range(APPENDS):
@@ -105,8 +105,7 @@ async def ships(folder: Path, url: str, exchanges: int) -> dict[str, float]:
     for n in range(exchanges):
         one = header(client_id=f"c{n % 50}")
         body = request.replace(b"parcel", b"parcel %08d" % n)
-        spool.append({"id": one["id"], "frame": Kind.OPEN}, body)
-        spool.append(one | {"frame": Kind.CLOSE}, b"", (reply,))
+        spool.append(one | {"frame": Kind.WHOLE}, body, (reply,))
     spool.close()
     store = open_log_store(url)
     shipper = Shipper(settings, [StoreReader(store, 500)])

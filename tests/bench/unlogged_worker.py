@@ -14,6 +14,9 @@ class Nowhere:
 
     refusing = False
 
+    def begin(self, header: dict[str, Any], request: bytes) -> Kind | None:
+        return Kind.CLOSE
+
     def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
         return True
 
