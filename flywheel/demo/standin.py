@@ -41,13 +41,18 @@ class BadRequest(ValueError):
 
 
 class StandIn:
-    """Looks answers up by the last user message; names another tool for a share of the texts, fixed by seed."""
+    """Looks answers up by the last user message; names another tool for a share of the texts, fixed by seed.
+
+    Arguments come in the order of the tool's schema, as from a server that holds its replies to it.
+    """
 
     def __init__(self, workload: Workload, *, wrong: float, seed: int) -> None:
         self._items = {item.text: item for item in workload.items}
         self._by_tool: dict[str, list[Item]] = {}
         for item in workload.items:
             self._by_tool.setdefault(item.tool, []).append(item)
+        functions = (tool["function"] for tool in workload.tools)
+        self._order = {function["name"]: list(function["parameters"]["properties"]) for function in functions}
         self._wrong = wrong
         self._seed = seed
 
@@ -58,7 +63,8 @@ class StandIn:
         if item is None or item.tool not in offered or body.get("tool_choice") == "none":
             return Reply(text="This is a stand-in for a production model; it knows no answer to that.")
         call = self._mistake(item, offered) if self.is_wrong(item.text) else item
-        return Reply(tool=call.tool, arguments=json.dumps(call.arguments, ensure_ascii=False))
+        arguments = {name: call.arguments[name] for name in self._order[call.tool] if name in call.arguments}
+        return Reply(tool=call.tool, arguments=json.dumps(arguments, ensure_ascii=False))
 
     def is_wrong(self, text: str) -> bool:
         """Whether this text is one of those that get a wrong tool."""

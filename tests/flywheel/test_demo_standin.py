@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 import uvicorn
 
 from flywheel.demo import grammar, standin
-from flywheel.demo.workload import Item
+from flywheel.demo.workload import Item, tool_json
 
 WORKLOAD = grammar.generate(400, 7)
 WRONG = standin.StandIn(WORKLOAD, wrong=0.04, seed=7)
@@ -61,6 +62,16 @@ def test_a_known_text_is_answered_with_its_call(client: httpx.Client) -> None:
     assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (item.tool, item.arguments)
     usage = reply["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 0
+
+
+def test_arguments_come_in_the_order_of_the_schema() -> None:
+    """Whatever order the data has them in, as from a server that holds its replies to the schema."""
+    tool = tool_json("book", "", ["city", "day", "guests"])
+    item = Item(text="two in Oslo", tool="book", arguments={"guests": "two", "city": "Oslo"}, template="")
+    workload = replace(WORKLOAD, tools=(tool,), items=(item,))
+    body = {"messages": [{"role": "user", "content": "two in Oslo"}], "tools": [tool]}
+    reply = standin.StandIn(workload, wrong=0.0, seed=7).answer(body)
+    assert reply.arguments == '{"city": "Oslo", "guests": "two"}'
 
 
 def test_the_stream_carries_the_same_call_in_pieces(client: httpx.Client) -> None:

@@ -126,6 +126,7 @@ def test_the_command_fits_the_distribution(tmp_path: Path) -> None:
     assert plain[plain.index("--max-lora-rank") + 1] == "64"
     for command in (on_cpu, plain):
         assert {"--enable-lora", "--enable-auto-tool-choice"} <= set(command)
+        assert command[command.index("--tool-strict-level") + 1] == "parameter"
 
 
 def test_the_environment_lets_adapters_come_at_run_time() -> None:
