@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 
-from gateway.auth import may_use
 from gateway.breaker import Breakers
 from gateway.concurrency import Rooms
 from gateway.config import Settings
@@ -21,6 +20,7 @@ from gateway.keyring import Keyring
 from gateway.keys import Keys
 from gateway.limits import Limits
 from gateway.mirror import Mirrors
+from gateway.models_endpoint import ModelsEndpoint
 from gateway.presidio import redactor_of
 from gateway.proxy import Proxy
 from gateway.publish import Publisher
@@ -123,16 +123,9 @@ def _control(snapshot: Snapshot, breakers: Breakers, metrics: Metrics, shared: P
         """Prometheus text."""
         return Response(exposition(metrics, shared), media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
-        """The models that routing.yaml names and the key may use, in OpenAI's shape."""
-        key = request.scope.get("key")
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": model.upstream}
-            for name, model in snapshot.table.models.items()
-            if key is None or may_use(key, name) is None
-        ]
-        return {"object": "list", "data": data}
+    models = ModelsEndpoint(snapshot, breakers)
+    app.add_api_route("/v1/models", models.list)
+    app.add_api_route("/v1/models/{name:path}", models.one)
 
     @app.exception_handler(HTTPException)
     async def in_openai_shape(request: Request, error: HTTPException) -> JSONResponse:

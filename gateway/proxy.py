@@ -22,6 +22,7 @@ from gateway.tagging import Fields, Tags, conversation_of, read_fields, tag, wit
 from gateway.tee import DEFAULT, Downstream, Inbound, Mirroring, Sink, Tee, log_header
 from gateway.telemetry import Metrics
 from gateway.upstream import Headers, Reply, Upstream, UpstreamRequest
+from routing.labels import labels_of
 from routing.matching import Asked
 from routing.policy import Call, Decision, choose, match
 from routing.recent import Recent
@@ -349,6 +350,7 @@ def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
 def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
     """The call's headers, and whom it comes from: what its key says counts for more than what it says itself."""
     headers = _lower(call.headers)
+    fields.metadata = labels_of(headers, fields.metadata, fields.tensorzero_tags, fields.tensorzero_episode)
     if call.account is not None:
         headers, fields.metadata = identified(headers, fields.metadata, call.account.key)
     return headers, tag(headers, fields)

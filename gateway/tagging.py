@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +23,7 @@ class Fields(msgspec.Struct):
     stream: Any = None
     metadata: Any = None
     user: Any = None
+    safety_identifier: Any = None
     previous_response_id: Any = None
     conversation: Any = None
     stream_options: msgspec.Raw = msgspec.Raw()
@@ -31,13 +31,14 @@ class Fields(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     instructions: msgspec.Raw = msgspec.Raw()
+    tensorzero_tags: Any = msgspec.field(default=None, name="tensorzero::tags")
+    tensorzero_episode: Any = msgspec.field(default=None, name="tensorzero::episode_id")
 
 
 _fields = msgspec.json.Decoder(Fields)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tags:
+class Tags(msgspec.Struct, frozen=True, kw_only=True):
     """Who sent a call and what it belongs to; "" where nothing says so."""
 
     workload: str
@@ -65,7 +66,7 @@ def tag(headers: Mapping[str, str], fields: Fields) -> Tags:
         workload=_clean(headers.get("x-workload-id") or metadata.get("workload_id")),
         client=_clean(headers.get("x-client-id") or metadata.get("client_id")),
         session=_clean(headers.get("x-session-id") or metadata.get("session_id")),
-        user=_clean(fields.user),
+        user=_clean(fields.user or fields.safety_identifier or metadata.get("user_id")),
         metadata=metadata,
     )
 

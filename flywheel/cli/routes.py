@@ -13,12 +13,13 @@ from flywheel.cli.logs_filters import Since, Until, within
 from flywheel.cli.options import AsJson, Config
 from flywheel.cli.output import Progress, columns, dump
 from flywheel.cli.routes_exchange import as_named, asked_by, compared, logged
-from flywheel.cli.routes_request import asked_of, body_of, headers_of
+from flywheel.cli.routes_request import asked_of, body_of, headers_of, user_of
 from flywheel.cli.stores import with_log_store
 from gateway.config import Settings, environment, load_settings
 from gateway.logstore import Query
 from routing.conversation import conversation_key
 from routing.errors import Unavailable
+from routing.labels import labels_of
 from routing.matching import Asked, conditions
 from routing.policy import Call, Decision, Matched, choose, match
 from routing.references import References
@@ -118,8 +119,8 @@ def explain(
     found = logged(settings, exchange, alone=not header and body is None) if exchange else None
     headers, asked = asked_by(found) if found else (headers_of(header or []), body_of(body))
     table, _ = _table(settings)
-    given = asked.get("metadata")
-    metadata = {k: v for k, v in given.items() if isinstance(v, str)} if isinstance(given, dict) else {}
+    episode = asked.get("tensorzero::episode_id")
+    metadata = labels_of(headers, asked.get("metadata"), asked.get("tensorzero::tags"), episode)
     request = asked_of(found.path if found else path, headers, metadata, asked)
     by_body = match(table, request, default_workload)
     route = as_named(table, found, by_body.route) if found else by_body.route
@@ -127,7 +128,7 @@ def explain(
         workload=route.workload,
         exchange_id=exchange,
         session=headers.get("x-session-id") or metadata.get("session_id", ""),
-        user=asked["user"] if isinstance(asked.get("user"), str) else "",
+        user=user_of(asked, metadata),
         conversation=conversation or conversation_key(asked.get("messages")),
     )
     told = _explained(table, route, call, choose(table, call), _why(table, request, Matched(route, by_body.by)))

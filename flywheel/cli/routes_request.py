@@ -11,7 +11,7 @@ from gateway.records import JSON
 from routing.matching import Asked
 from routing.request import system_of, tools_of
 
-__all__ = ["asked_of", "body_of", "headers_of"]
+__all__ = ["asked_of", "body_of", "headers_of", "user_of"]
 
 
 def headers_of(given: Sequence[str]) -> dict[str, str]:
@@ -52,3 +52,9 @@ def asked_of(path: str, headers: Mapping[str, str], metadata: Mapping[str, str],
         tools_fingerprint=tools.fingerprint,
         system=system_of(orjson.dumps(messages), orjson.dumps(body.get("instructions"))),
     )
+
+
+def user_of(body: JSON, metadata: Mapping[str, str]) -> str:
+    """The user that a body names, as the gateway reads it; "" for none."""
+    user = body.get("user") or body.get("safety_identifier") or metadata.get("user_id")
+    return user if isinstance(user, str) else ""

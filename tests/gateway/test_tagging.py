@@ -2,13 +2,19 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.auth import Key, identified
+from gateway.config import Settings
 from gateway.errors import RequestRefused
 from gateway.tagging import conversation_of, read_fields, tag, with_model
+from routing.labels import labels_of
+from tests.gateway.conftest import running
+from tests.gateway.fakes import ok, upstream
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=8) | st.just('"model": "gpt"'),
@@ -56,6 +62,60 @@ def test_headers_win_over_metadata() -> None:
     fields = read_fields(b'{"metadata": {"workload_id": "w", "client_id": "c", "session_id": 5}, "user": "u"}')
     tags = tag({"x-workload-id": "h"}, fields)
     assert (tags.workload, tags.client, tags.session, tags.user) == ("h", "c", "", "u")
+
+
+@pytest.mark.parametrize(
+    ("body", "user"),
+    [
+        (b'{"user": "a", "safety_identifier": "b", "metadata": {"user_id": "c"}}', "a"),
+        (b'{"safety_identifier": "b", "metadata": {"user_id": "c"}}', "b"),
+        (b'{"metadata": {"user_id": "c"}}', "c"),
+        (b'{"user": 5}', ""),
+    ],
+)
+def test_the_user_of_a_body(body: bytes, user: str) -> None:
+    assert tag({}, read_fields(body)).user == user
+
+
+def test_labels_of_other_gateways_are_no_way_around_a_key() -> None:
+    """The key's client stays the call's client, in the log and for rules on metadata."""
+    labels = labels_of({"x-portkey-metadata": '{"_organisation": "other"}', "x-litellm-tags": "client_id:other"}, None)
+    headers, metadata = identified({}, labels, Key(number=1, digest="d", client="shop"))
+    fields = read_fields(b"{}")
+    fields.metadata = metadata
+    assert (tag(headers, fields).client, metadata["client_id"]) == ("shop", "shop")
+
+
+async def test_tags_of_other_gateways_route_and_reach_the_log(settings: Callable[..., Settings]) -> None:
+    """Headers of Portkey, Helicone and LiteLLM, TensorZero's fields; and all of it goes up as it came."""
+    routing = """
+version: 1
+models: {{m: {{upstream: nim, base_url: "{url}", model: m}}}}
+workloads:
+  gold: {{match: {{metadata: {{user-tier: gold}}}}, serve: m}}
+  refund: {{serve: m}}
+default: {{serve: m}}
+"""
+    portkey = {"x-portkey-metadata": '{"_prompt": "refund", "_organisation": "acme", "session_id": "s1"}'}
+    tensorzero = b'{"model": "m", "tensorzero::tags": {"client_id": "web"}, "tensorzero::episode_id": "0193"}'
+    calls = [
+        (portkey, b"{}"),
+        ({"Helicone-Property-User-Tier": "gold", "Helicone-Property-Session": "s2"}, b"{}"),
+        ({"x-litellm-tags": "workload_id:mail,production"}, b"{}"),
+        ({}, tensorzero),
+    ]
+    async with upstream(ok()) as fake, running(settings(routing.format(url=fake.url))) as gateway:
+        for headers, body in calls:
+            await gateway.client.post("/v1/chat/completions", content=body, headers=headers)
+        exchanges = await gateway.exchanges()
+    assert [(one.workload_id, one.client_id, one.session_id) for one in exchanges] == [
+        ("refund", "acme", "s1"),
+        ("gold", "", "s2"),
+        ("mail", "", ""),
+        ("default", "web", "0193"),
+    ]
+    assert fake.received[0].headers["x-portkey-metadata"] == portkey["x-portkey-metadata"]
+    assert fake.received[3].body == tensorzero
 
 
 def test_a_conversation_is_its_first_messages() -> None:

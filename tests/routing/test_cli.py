@@ -103,6 +103,8 @@ def test_routes_explain(upgraded: Command, tmp_path: Path) -> None:
         upgraded("routes", "explain", "--body", "-", "--json", input='{"metadata": {"workload_id": "plain"}}')
     )
     assert told["because"] == "metadata.workload_id names it"
+    told = output(upgraded("routes", "explain", "--header", "x-litellm-tags=workload_id:plain,user_id:u2", "--json"))
+    assert (told["workload"], told["sticky"]) == ("plain", "user u2")
     assert "no rule matched" in upgraded("routes", "explain").stdout
 
 
