@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 MODELS := .models
+CLIENTS := .clients
 BIN := $(VENV)/bin
 
 # The first interpreter that is new enough. `make PYTHON=/path/to/python` chooses another.
@@ -13,7 +14,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
-# uv installs both environments: it can replace a dependency, which pip can't. Without one on PATH, .venv gets its own.
+# uv installs the environments: it can replace a dependency, which pip can't. Without one on PATH, .venv gets its own.
 HOST_UV := $(shell command -v uv 2>/dev/null)
 UV := $(or $(HOST_UV),$(BIN)/uv)
 UV_READY := $(if $(HOST_UV),$(BIN)/python,$(BIN)/uv)
@@ -31,7 +32,7 @@ DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)')
 	$(if $(UPSTREAM_MODEL),--upstream-model '$(UPSTREAM_MODEL)') $(if $(N),--records '$(N)') \
 	$(if $(SEED),--seed '$(SEED)')
 
-.PHONY: help setup models demo up check test soak services clean
+.PHONY: help setup models clients demo up check test soak services clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -53,16 +54,20 @@ check: setup ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup models services ## every test; PYTEST_ARGS="-k spool" for some
+clients: $(CLIENTS)/.python $(CLIENTS)/.load $(CLIENTS)/.node ## other people's clients, which the tests of conformance run
+
+test: setup models services clients ## every test; PYTEST_ARGS="-k spool" for some
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 soak: setup ## the log's fault tests in their long form, half an hour; SOAK_ARGS="--minutes 1" for less
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
-services: ## PostgreSQL, Elasticsearch and Chromium for the tests that use them, where this can install them
+services: ## PostgreSQL, Elasticsearch, Chromium, Node and curl for the tests that use them, where this can install them
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="postgresql"; \
 	command -v chromium chromium-browser google-chrome >/dev/null || missing="$$missing chromium"; \
+	command -v curl >/dev/null || missing="$$missing curl"; \
+	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	[ -n "$${ELASTICSEARCH_URL:-}" ] || { \
 		command -v java >/dev/null || missing="$$missing openjdk-17-jre-headless"; \
 		command -v mvn >/dev/null || missing="$$missing maven"; }; \
@@ -73,8 +78,8 @@ services: ## PostgreSQL, Elasticsearch and Chromium for the tests that use them,
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } </dev/null >/dev/null \
 		|| echo could not install: $$missing, so the tests that need it are skipped
 
-clean: ## remove both environments, caches and the demo's output; your data stays
-	rm -rf $(VENV) $(MODELS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+clean: ## remove all environments, caches and the demo's output; your data stays
+	rm -rf $(VENV) $(MODELS) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
 	rm -rf demo-data demo-report.json demo-report.html
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -95,3 +100,15 @@ $(MODELS)/.installed-$(KIND): $(wildcard deploy/models-*.txt) | $(VENV)/.install
 	$(INSTALL) --python $(MODELS)/bin/python --constraint deploy/models-constraints.txt $(OVERRIDES) \
 		--requirement deploy/models-$(KIND).txt
 	@touch $@
+
+# What cannot be had here is named, and its tests are skipped by name.
+$(CLIENTS)/.python $(CLIENTS)/.load: $(CLIENTS)/.%: tests/conformance/clients/%.txt | $(VENV)/.installed
+	@mkdir -p $(CLIENTS)
+	@{ $(UV) venv --quiet --allow-existing --python $(BIN)/python $(CLIENTS)/$* && \
+		$(INSTALL) --python $(CLIENTS)/$*/bin/python --requirement $< && touch $@; } || \
+		echo "could not install $<, so the tests that need it are skipped"
+
+$(CLIENTS)/.node: tests/conformance/clients/package.json
+	@mkdir -p $(CLIENTS)/node && cp $< $(CLIENTS)/node/
+	@{ npm install --silent --prefix $(CLIENTS)/node --no-audit --no-fund --no-package-lock --ignore-scripts </dev/null && \
+		touch $@; } || echo "could not install $<, so the tests that need it are skipped"
