@@ -36,7 +36,7 @@ def assemble(raw: bytes) -> JSON | None:
 
 def events(raw: bytes) -> Iterator[JSON]:
     """The JSON objects of a stream's `data:` fields; comments, other fields and the end mark are passed over."""
-    for block in raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
+    for block in raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
         data = b"\n".join(line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:"))
         if not data or data == b"[DONE]":
             continue

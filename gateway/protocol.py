@@ -58,6 +58,7 @@ class Connection(HttpToolsProtocol):
             return
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         call = self.endpoints.inbound(method.decode(), relayed, query.decode("latin-1"), self.headers)
+        self.headers = []  # of what may come after the body: those are no headers of the call
         before, relay = self.cycle, Relayed(self, call, keep_alive=keep_alive, wants_100=self.expect_100_continue)
         self.cycle = cast(Any, relay)
         if before is None or before.response_complete:

@@ -37,6 +37,7 @@ _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
 )
+_NAMES_NONE: Final = frozenset(("keep-alive", "Keep-Alive", "close"))  # what most clients say of their connection
 _NOT_UP: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _CREDENTIALS: Final = frozenset((b"authorization", b"cookie", b"x-api-key", b"api-key"))
 _TOOLS: Final = 4 * 1024 * 1024  # bytes of tool sets whose names and fingerprints are remembered
@@ -350,6 +351,8 @@ def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
 def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
     """The call's headers, and whom it comes from: what its key says counts for more than what it says itself."""
     headers = _lower(call.headers)
+    if headers.get("connection", "close") not in _NAMES_NONE:
+        call.headers = _end_to_end(call.headers)
     fields.metadata = labels_of(headers, fields.metadata, fields.tensorzero_tags, fields.tensorzero_episode)
     if call.account is not None:
         headers, fields.metadata = identified(headers, fields.metadata, call.account.key)
@@ -394,7 +397,16 @@ def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool
 
 def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:
     kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
+    if len(kept) < len(headers) and any(name == b"connection" for name, _ in headers):
+        kept = [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP]
     return kept + _own_headers(tee)
+
+
+def _end_to_end(headers: Headers) -> Headers:
+    """Without those that `Connection` says are of this hop (RFC 9110, section 7.6.1)."""
+    said = b",".join(value for name, value in headers if name == b"connection")
+    named = {name.strip().lower() for name in said.split(b",")}
+    return [(name, value) for name, value in headers if name not in named]
 
 
 def _own_headers(tee: Tee) -> list[tuple[bytes, bytes]]:

@@ -255,6 +255,7 @@ class _Connection(asyncio.Protocol):
         framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
         self._until_close = not framed and status not in (204, 304)
         self._reply = DirectReply(self, status, self._headers)
+        self._headers = []  # of what may come after the body
 
     def on_body(self, body: bytes) -> None:
         if not self._body_begun:
