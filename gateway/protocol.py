@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -43,6 +44,29 @@ class Connection(HttpToolsProtocol):
     endpoints: Endpoints
     _serving: "Relayed | None" = None
     _idle_since = 0.0  # of the loop's clock; 0 while a request is on its way
+    _offered = False  # the request in the parser offers to go on in another protocol
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but an offer to go on in another protocol (`Upgrade: h2c`) is passed over, and the call served.
+
+        The parser stops at such a head and takes no body: a new one gets the head again, without the offer.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            again = self._head_without_offer() + data[offer.args[0] :]
+            self._offered, self.parser = False, httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.data_received(again)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _head_without_offer(self) -> bytes:
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"".join((b"%b %b HTTP/%b\r\n" % (method, self.url, version), *kept, b"\r\n"))
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -52,6 +76,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         path, _, query = self.url.partition(b"?")
         method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self._offered = True
+            return
         relayed = _PATHS.get(path) if method == b"POST" else None
         if relayed is None and (relayed := passed_on(method, path)) is None:
             self._to_asgi()
@@ -75,6 +102,8 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         relay: Any = self.cycle
         if isinstance(relay, Relayed):
             relay.whole = True

@@ -43,6 +43,15 @@ def test_curl(ways: Ways, call: str, tmp_path: Path) -> None:
     assert through == direct
 
 
+def test_an_offer_of_http_2(ways: Ways) -> None:
+    """The gateway serves what many servers answer with 400: a call that offers to go on in HTTP/2."""
+    curl = on_path("curl", "curl")
+    words = ("-s", "-w", "%{http_code}", "-H", f"authorization: Bearer {KEY}", *CALLS["plain"][1:])
+    plain, offering = (output(curl, *more, *words, f"{ways.through}/{CHAT}") for more in ((), ("--http2",)))
+    assert offering == plain
+    assert plain.endswith("200")
+
+
 def test_one_connection_for_several_calls(ways: Ways) -> None:
     """curl opens one connection for two replies with a length, a stream and an error."""
     curl = on_path("curl", "curl")

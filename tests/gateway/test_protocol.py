@@ -138,6 +138,34 @@ async def test_a_client_may_wait_to_be_asked_for_the_body(settings: MakeSettings
         assert {exchange.status for exchange in await gateway.exchanges()} == {200, 413}
 
 
+async def test_an_offer_of_another_protocol_is_passed_over(settings: MakeSettings) -> None:
+    """As Java's client and `curl --http2` make it: the call is served, its body too, and what follows."""
+    offer = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    get = GET.replace(b"host: g", b"host: g\r\nconnection: upgrade\r\nupgrade: websocket")
+    requests = (
+        call(extra=offer) + get + call() + chunked(BODY, 7).replace(b"host: g", b"host: g\r\n" + offer.encode()[:-2])
+    )
+    rng = random.Random(5)
+    async with upstream(ok()) as fake, running(settings(ROUTING.format(url=fake.url))) as gateway:
+        for _ in range(20):
+            wire = await Wire.to(gateway)
+            await wire.send(*split(requests, rng))
+            assert [(await wire.reply())[0] for _ in range(4)] == [200, 200, 200, 200]
+            await wire.close()
+    assert [one.body for one in fake.received] == [BODY] * 60
+    assert not {"upgrade", "http2-settings", "connection"} & {name for one in fake.received for name in one.headers}
+
+
+async def test_a_tunnel_is_refused(settings: MakeSettings) -> None:
+    """CONNECT is no offer, and never goes up."""
+    async with upstream(ok()) as fake, running(settings(ROUTING.format(url=fake.url))) as gateway:
+        wire = await Wire.to(gateway)
+        await wire.send(b"CONNECT example.test:443 HTTP/1.1\r\nhost: example.test\r\n\r\n")
+        assert (await asyncio.wait_for(wire.reader.read(16), 20)).startswith(b"HTTP/1.1 4")
+        await wire.close()
+    assert fake.received == []
+
+
 async def test_a_body_without_a_length_is_bounded_too(settings: MakeSettings) -> None:
     async with upstream(ok()) as fake, running(settings(ROUTING.format(url=fake.url))) as gateway:
         wire = await Wire.to(gateway)
