@@ -1,13 +1,13 @@
 """From a spooled record to an exchange: bodies parsed, streams assembled, tokens and price worked out. Pure."""
 
 import contextlib
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from gateway.assemble import assemble, usage_of
+from gateway.encodings import CannotUnpack, unpacked
 from gateway.records import JSON, Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 from gateway.tail import Record
 
@@ -76,9 +76,6 @@ def _raw(body: bytes) -> JSON | None:
 
 
 def _decoded(body: bytes, encoding: str) -> bytes:
-    if encoding not in ("gzip", "deflate") or not body:
-        return body
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
-    with contextlib.suppress(zlib.error):
-        return decoder.decompress(body, _MAX_BODY)
+    with contextlib.suppress(CannotUnpack):
+        return unpacked(body, encoding, _MAX_BODY)
     return body

@@ -1,9 +1,9 @@
 """What a reply used, read from its last bytes: for limits that must hold before the log knows. Pure."""
 
 import re
-import zlib
 from typing import Final
 
+from gateway.encodings import CannotUnpack, unpacked
 from gateway.records import Usage
 
 __all__ = ["END", "used"]
@@ -25,7 +25,7 @@ def used(end: bytes, *, sent: int, size: int, stream: bool, encoding: str) -> Us
     not free.
     """
     if encoding:
-        end = _unpacked(end) if len(end) == size and encoding in ("gzip", "deflate") else b""
+        end = _unpacked(end, encoding) if len(end) == size else b""
     return _said(end[-END:]) or _guess(sent, size, stream)
 
 
@@ -40,10 +40,10 @@ def _said(end: bytes) -> Usage | None:
     return None
 
 
-def _unpacked(body: bytes) -> bytes:
+def _unpacked(body: bytes, encoding: str) -> bytes:
     try:
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, _UNPACKED)
-    except zlib.error:
+        return unpacked(body, encoding, _UNPACKED)
+    except CannotUnpack:
         return b""
 
 

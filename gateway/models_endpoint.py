@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.auth import Key, may_use
 from gateway.breaker import Breakers
 from gateway.errors import error_body
-from routing.targets import Model, Plan, Ref, RouteTable
+from routing.targets import Model, Plan, Ref, RouteTable, Target
 
 __all__ = ["ModelsEndpoint", "models_of"]
 
@@ -95,7 +95,9 @@ def _parts(plan: Plan, model: str) -> Iterator[dict[str, Any]]:
     weight = plan.overlay.weight if plan.overlay is not None and plan.candidate is not None else 0
     serving = [(part.target, part.share) for part in plan.split] or [(plan.incumbent, 100 - weight)]
     mirrors = {mirror.target.name: mirror.share * 100 for mirror in plan.incumbent_mirrors}
-    told = [({"as": "incumbent", "share": share}, target) for target, share in serving]
+    told: list[tuple[dict[str, Any], Target]] = [
+        ({"as": "incumbent", "share": share}, target) for target, share in serving
+    ]
     if plan.candidate is not None:
         share = {"share": weight, "mirror": mirrors.pop(plan.candidate.name, 0)}
         told.append(({"as": "candidate"} | share, plan.candidate))

@@ -5,7 +5,6 @@ the values appear. What is masked already is left alone, so that masking twice c
 """
 
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from gateway.assemble import assemble
+from gateway.encodings import CannotUnpack, unpacked
 from gateway.errors import CannotRedact, ConfigError
 from gateway.recognise import BUILT_IN, KINDS, Recogniser, Span, suspicious
 from gateway.records import JSON, Exchange
@@ -312,16 +312,11 @@ def _read(body: bytes) -> Any:
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:
-    if not body or encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "deflate"):
-        raise CannotRedact(f"a reply is packed as {encoding}, which cannot be read here")
-    decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if encoding == "gzip" else zlib.MAX_WBITS)
     try:
-        plain = decoder.decompress(body, _LARGEST)
-    except zlib.error as error:
-        raise CannotRedact(f"a reply says that it is {encoding}, and is not: {error}") from error
-    if decoder.unconsumed_tail:
+        plain = unpacked(body, encoding, _LARGEST + 1)
+    except CannotUnpack as error:
+        raise CannotRedact(str(error)) from error
+    if len(plain) > _LARGEST:
         raise CannotRedact(f"a reply unpacks to more than {_LARGEST} bytes")
     return plain
 

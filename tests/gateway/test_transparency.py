@@ -5,18 +5,19 @@ import gzip
 import zlib
 from collections.abc import Callable
 
+import brotli
 import httpx
 import pytest
+import zstandard
 
 from gateway.config import Settings
 from gateway.records import Outcome
 from tests.gateway.conftest import Running, running
-from tests.gateway.fakes import FakeUpstream, Received, Script, ok, plain, raw, sse, upstream
+from tests.gateway.fakes import Received, Script, ok, plain, raw, sse, upstream
 from tests.gateway.test_protocol import BODY, ROUTING, Wire, call
 
 MakeSettings = Callable[..., Settings]
 HELLO = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"h\xc3\xa9"}}],"odd": 1.50}\n'
-BROTLI = b"\x0b\x02\x80hello\x03"
 
 RATE_LIMITS = {
     "x-ratelimit-limit-requests": "60",
@@ -140,9 +141,9 @@ async def test_trailers_of_a_client_are_no_headers(settings: MakeSettings) -> No
     [
         ("gzip", gzip.compress(HELLO), True),
         ("deflate", zlib.compress(HELLO), True),
-        ("br", BROTLI, False),
-        ("zstd", b"(\xb5/\xfd\x04\x00\x00", False),
-        ("gzip, br", b"\x00\xff" * 9, False),
+        ("br", brotli.compress(HELLO), True),
+        ("zstd", zstandard.compress(HELLO), True),
+        ("gzip, br", brotli.compress(gzip.compress(HELLO)), True),
         ("x-unheard-of", bytes(range(256)), False),
         ("gzip", b"no gzip at all", False),
     ],
@@ -235,8 +236,9 @@ async def test_errors_pass_with_status_and_body(settings: MakeSettings, status: 
                 assert headers["www-authenticate"] == "Bearer"
             await wire.close()
             exchanges = await gateway.exchanges()
-    assert {exchange.status for exchange in exchanges} == {int(status[:3])}
-    assert count(fake) == 2
+    outcome = Outcome.OK if status < "400" else Outcome.UPSTREAM_ERROR
+    assert [(exchange.status, exchange.outcome) for exchange in exchanges] == [(int(status[:3]), outcome)] * 2
+    assert len(fake.received) == 2
 
 
 async def test_an_interim_reply_is_not_the_reply(settings: MakeSettings) -> None:
@@ -246,7 +248,3 @@ async def test_an_interim_reply_is_not_the_reply(settings: MakeSettings) -> None
     async with upstream(script) as fake, running(settings(ROUTING.format(url=fake.url))) as gateway:
         reply, body = await body_of(gateway)
     assert (reply.status_code, body, "link" in reply.headers, reply.headers["x-final"]) == (200, HELLO, False, "1")
-
-
-def count(fake: FakeUpstream) -> int:
-    return len(fake.received)
