@@ -39,7 +39,10 @@ _HOP_BY_HOP: Final = frozenset(
 )
 _NAMES_NONE: Final = frozenset(("keep-alive", "Keep-Alive", "close"))  # what most clients say of their connection
 _NOT_UP: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
-_CREDENTIALS: Final = frozenset((b"authorization", b"cookie", b"x-api-key", b"api-key"))
+_CREDENTIALS: Final = frozenset(
+    b"authorization cookie x-api-key api-key "
+    b"helicone-auth x-litellm-api-key x-portkey-api-key x-portkey-virtual-key".split()
+)
 _TOOLS: Final = 4 * 1024 * 1024  # bytes of tool sets whose names and fingerprints are remembered
 _NO_TOOLS: Final = ToolSet()
 

@@ -12,11 +12,11 @@ CLIENTS = ROOT / ".clients"
 SCRIPTS = Path(__file__).parent / "clients"
 
 
-def installed(client: str, path: Path) -> str:
-    """`path`, or a skipped test that says which client went untested."""
-    if not path.exists():
-        pytest.skip(f"NOT TESTED, {client} against the gateway: {path.relative_to(ROOT)} is not there (make clients)")
-    return str(path)
+def installed(client: str, folder: str) -> Path:
+    """The folder of `.clients` that was installed whole, or a skipped test that says which client went untested."""
+    if not (CLIENTS / f".{folder}").exists():
+        pytest.skip(f"NOT TESTED, {client} against the gateway: .clients/{folder} is not there (make clients)")
+    return CLIENTS / folder
 
 
 def on_path(client: str, program: str) -> str:

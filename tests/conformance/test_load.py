@@ -7,23 +7,22 @@ from pathlib import Path
 from gateway.records import Outcome
 from tests.conformance.answers import MODEL
 from tests.conformance.conftest import Ways
-from tests.conformance.installed import CLIENTS, ROOT, installed, output
+from tests.conformance.installed import ROOT, installed, output
 from tests.conformance.upstream import KEY
 
 
 def test_aiperf(ways: Ways, tmp_path: Path) -> None:
     """Three seconds of streams, four at a time. The tokenizer is the demo's: another would come from the internet."""
-    aiperf = installed("NVIDIA's aiperf", CLIENTS / "load/bin/aiperf")
+    folder = installed("NVIDIA's aiperf", "load")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"text": f"Question {n}: what is up?"}) + "\n" for n in range(8)))
     before, started = ways.upstream.calls, time.time()
-    output(
-        aiperf, "profile", "--model", MODEL, "--url", ways.through.removesuffix("/v1"), "--endpoint-type", "chat",
-        "--streaming", "--tokenizer", str(ROOT / "flywheel/demo/base"), "--input-file", str(prompts),
-        "--custom-dataset-type", "single_turn", "--concurrency", "4", "--benchmark-duration", "3", "--api-key", KEY,
-        "--workers-max", "1", "--ui", "none", "--no-gpu-telemetry", "--no-server-metrics",
-        "--artifact-dir", str(tmp_path / "found"),
-    )  # fmt: skip
+    server = ("--model", MODEL, "--url", ways.through.removesuffix("/v1"), "--endpoint-type", "chat", "--api-key", KEY)
+    asked = ("--input-file", str(prompts), "--custom-dataset-type", "single_turn", "--streaming")
+    load = ("--concurrency", "4", "--benchmark-duration", "3", "--workers-max", "1")
+    counted = ("--tokenizer", str(ROOT / "flywheel/demo/base"), "--artifact-dir", str(tmp_path / "found"))
+    quiet = ("--ui", "none", "--no-gpu-telemetry", "--no-server-metrics")
+    output(f"{folder}/bin/aiperf", "profile", *server, *asked, *load, *counted, *quiet)
     found = json.loads((tmp_path / "found/profile_export_aiperf.json").read_text())
     lines = (tmp_path / "found/profile_export.jsonl").read_text().splitlines()
     calls = ways.upstream.calls - before

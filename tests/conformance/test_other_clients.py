@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.conformance.answers import MODEL
 from tests.conformance.conftest import Ways
-from tests.conformance.installed import CLIENTS, SCRIPTS, installed, on_path, output
+from tests.conformance.installed import SCRIPTS, installed, on_path, output
 from tests.conformance.upstream import KEY
 
 
@@ -19,16 +19,16 @@ def results(ways: Ways, *command: str, **environment: str) -> dict[str, Any]:
 
 def test_langchain(ways: Ways) -> None:
     """Plain, streamed, batches, tools, structured output in both ways, embeddings, the responses API, errors."""
-    python = installed("langchain-openai", CLIENTS / "python/bin/python")
-    found = results(ways, python, str(SCRIPTS / "langchain_client.py"))
+    folder = installed("langchain-openai", "python")
+    found = results(ways, f"{folder}/bin/python", str(SCRIPTS / "langchain_client.py"))
     assert found["structured"] == {"city": "Zürich", "days": 7}
     assert len(found["async"][2]) == 8
 
 
 def test_litellm(ways: Ways) -> None:
     """Plain, streamed, tools, structured output, completions, embeddings, the responses API, errors as its own."""
-    python = installed("LiteLLM as a client", CLIENTS / "python/bin/python")
-    found = results(ways, python, str(SCRIPTS / "litellm_client.py"))
+    folder = installed("LiteLLM as a client", "python")
+    found = results(ways, f"{folder}/bin/python", str(SCRIPTS / "litellm_client.py"))
     names = [name for name, _, _ in found["errors"]]
     assert (names[0], names[1], names[3]) == ("BadRequestError", "AuthenticationError", "RateLimitError")
 
@@ -36,8 +36,7 @@ def test_litellm(ways: Ways) -> None:
 def test_openai_for_node(ways: Ways) -> None:
     """Plain, streamed, the client's own assembling, tools, zod, responses, embeddings, files, errors, raw replies."""
     node = on_path("OpenAI's client for Node", "node")
-    packages = CLIENTS / "node"
-    installed("OpenAI's client for Node", packages / "node_modules/openai/package.json")
-    found = results(ways, node, str(SCRIPTS / "openai_client.mjs"), CLIENTS=str(packages))
+    folder = installed("OpenAI's client for Node", "node")
+    found = results(ways, node, str(SCRIPTS / "openai_client.mjs"), CLIENTS=str(folder))
     assert found["raw"][2] == "59"
     assert found["files"][2]["deleted"]

@@ -118,6 +118,35 @@ default: {{serve: m}}
     assert fake.received[3].body == tensorzero
 
 
+async def test_keys_of_other_gateways_are_credentials(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go to a model without a key of its own, as the client's Authorization does, and to no other."""
+    monkeypatch.setenv("TEST_UPSTREAM_KEY", "own")
+    routing = """
+version: 1
+models:
+  open: {{upstream: nim, base_url: "{url}", model: m}}
+  keyed: {{upstream: nim, base_url: "{url}", model: m, api_key: "env:TEST_UPSTREAM_KEY"}}
+workloads: {{keyed: {{serve: keyed}}}}
+default: {{serve: open}}
+"""
+    secrets = {
+        "helicone-auth": "Bearer h",
+        "x-portkey-api-key": "p",
+        "x-portkey-virtual-key": "v",
+        "x-litellm-api-key": "l",
+    }
+    async with upstream(ok()) as fake, running(settings(routing.format(url=fake.url))) as gateway:
+        for workload in ("open", "keyed"):
+            headers = secrets | {"x-workload-id": workload}
+            await gateway.client.post("/v1/chat/completions", content=b"{}", headers=headers)
+    to_open, to_keyed = (one.headers for one in fake.received)
+    assert {name: to_open[name] for name in secrets} == secrets
+    assert not secrets.keys() & to_keyed.keys()
+    assert to_keyed["authorization"] == "Bearer own"
+
+
 def test_a_conversation_is_its_first_messages() -> None:
     """Later turns change nothing; another first question does."""
     first = b'{"messages":[{"role":"system","content":"s"},{"role":"user","content":"q"}'
