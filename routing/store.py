@@ -196,17 +196,19 @@ class Rollouts:
         now: float,
         evidence: JSON | None = None,
         config_snapshot: str = "",
+        if_version: int | None = None,
     ) -> Rollout:
         """Load, advance, save: the rollout, its history and its overlay in one transaction.
 
         What an Observed saw is kept beside the rollout (see `observed`), and is the history's evidence unless another
-        is given. Raises NotFound; Refused where the event is not possible; Conflict where somebody else was faster.
+        is given. Raises NotFound; Refused where the event is not possible; Conflict where somebody else was faster, or
+        where the rollout is not at `if_version` any more.
         """
         seen = observed_to_dict(event) if isinstance(event, Observed) else None
         grounds = evidence if evidence is not None else seen
         change = _Change(who=who, why=why, now=now, evidence=grounds, config_snapshot=config_snapshot)
         async with writing(self._engine) as connection:
-            rollout = await _load(connection, rollout_id)
+            rollout = _expected(await _load(connection, rollout_id), if_version)
             advanced, effects = advance(rollout, event, now)
             if advanced is not rollout:
                 advanced = await _save(connection, rollout, advanced, effects, change)
@@ -215,17 +217,35 @@ class Rollouts:
                 await connection.execute(keep)
         return advanced
 
-    async def undo(self, workload: str, *, who: str, why: str, now: float, config_snapshot: str = "") -> Rollout:
+    async def undo(
+        self,
+        workload: str,
+        *,
+        who: str,
+        why: str,
+        now: float,
+        config_snapshot: str = "",
+        if_version: int | None = None,
+    ) -> Rollout:
         """Take the workload's newest rollout back: exactly the overlay from before it, and its state, are as they were.
 
-        Needs no controller. Raises Refused where no rollout is laid over the workload, and Conflict.
+        Needs no controller. Raises Refused where no rollout is laid over the workload, and Conflict as `apply` does.
         """
         change = _Change(who=who, why=why, now=now, evidence=None, config_snapshot=config_snapshot)
         async with writing(self._engine) as connection:
             rollout = await _holder(connection, workload)
             if rollout is None:
                 raise Refused(f"workload {workload}: nothing to undo, routing.yaml alone decides")
-            return await _save(connection, rollout, *advance(rollout, Undo(), now), change)
+            return await _save(connection, _expected(rollout, if_version), *advance(rollout, Undo(), now), change)
+
+
+def _expected(rollout: Rollout, if_version: int | None) -> Rollout:
+    if if_version is not None and rollout.version != if_version:
+        raise Conflict(
+            f"rollout {rollout.id} is at version {rollout.version} and {rollout.state}, no more at {if_version}: "
+            "somebody else changed it, look at it again"
+        )
+    return rollout
 
 
 def _behind(old: Rollout | None) -> Overlay | None:

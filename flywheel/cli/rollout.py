@@ -1,26 +1,31 @@
 """`understudy rollout`: start a rollout, watch it, approve, pause, abort or undo it."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from flywheel import intent
 from flywheel.approver import authenticated
 from flywheel.cli.options import AsJson, Config, Workload
 from flywheel.cli.output import dump, user
-from flywheel.cli.rollout_follow import Look, find, follow
-from flywheel.cli.rollout_gates import expectations, expected_json, policy_for
-from flywheel.cli.rollout_view import as_json, history_lines, line, listing, panel
+from flywheel.cli.rollout_follow import follow, looking
+from flywheel.cli.rollout_gates import expectations
+from flywheel.cli.rollout_view import history_lines, line, listing, panel
 from flywheel.cli.stores import with_engine, with_log_store, with_rollouts
+from flywheel.intent import Asked
 from flywheel.shares import shares
+from flywheel.status import as_json, expected_json
+from flywheel.status import history as history_of
 from gateway.config import Settings, environment, load_settings
-from gateway.errors import ConfigError, StoreError
-from routing.errors import Conflict, RulesError
-from routing.rollout import Abort, Event, Pause, Promote, Resume, Rollout
-from routing.rules import Rules, load, startable
+from gateway.errors import StoreError
+from gateway.logstore.open import open_log_store
+from routing.errors import RulesError
+from routing.rollout import Rollout
+from routing.rules import Rules, load
 from routing.store import Entry, Rollouts
 from routing.targets import Ref
 
@@ -35,11 +40,13 @@ has to act (paused, waiting for approval, degraded); 4 the timeout passed. Of al
 itself went wrong, with one line on stderr; else 0.""",
 )
 
-T = TypeVar("T")
 Name = Annotated[str, typer.Argument(help="A rollout's id, or the workload whose rollout is meant.")]
 Who = Annotated[str, typer.Option(help="Who asks; the user of this machine where not given.")]
 Why = Annotated[str, typer.Option(help="Why; it goes into the history.")]
 Wait = Annotated[bool, typer.Option(help="Stay until it is promoted, ended, or waits for a person; exits as status.")]
+IfVersion = Annotated[
+    int | None, typer.Option(min=0, help="Only if nobody changed it since this version (of `get --json`).")
+]
 Timeout = Annotated[float, typer.Option(min=0, help="With --wait: seconds to wait; 0 waits for ever.")]
 
 
@@ -70,27 +77,25 @@ def start(
     from gateway.ids import new_id
 
     settings = load_settings(config)
-    if despite_cooldown and not why:
-        raise ConfigError("--despite-cooldown wants a reason: give --why")
     rules = load(settings.routing_file, environment())
-    ref = Ref.parse(candidate)
-    startable(rules, workload, ref)
-    rollout_id = new_id()
+    asked = Asked(who=who or user(), why=why, now=time.time(), config_snapshot=rules.table.snapshot)
 
     async def act(store: Rollouts) -> Rollout:
-        return await store.start(
-            rollout_id=rollout_id,
-            workload=workload,
-            candidate=ref,
-            policy=await policy_for(settings, rules, workload, ref, store),
-            salt=rollout_id,
-            who=who or user(),
-            why=why,
-            now=time.time(),
-            config_snapshot=rules.table.snapshot,
-            supersede=supersede,
-            despite_cooldown=despite_cooldown,
-        )
+        logs = open_log_store(settings.log_store)
+        try:
+            return await intent.start(
+                store,
+                logs,
+                rules,
+                asked,
+                rollout_id=new_id(),
+                workload=workload,
+                candidate=Ref.parse(candidate),
+                supersede=supersede,
+                despite_cooldown=despite_cooldown,
+            )
+        finally:
+            await logs.close()
 
     started = with_rollouts(settings, act)
     if not json and (warning := _few_keys(settings, rules, workload)):
@@ -135,7 +140,7 @@ def get(name: Name, config: Config = None, json: AsJson = False) -> None:
     settings = load_settings(config)
 
     async def read(store: Rollouts) -> None:
-        async with Look(settings, store) as look:
+        async with looking(settings, store) as look:
             view = await look.at(name)
         if json:
             typer.echo(dump(as_json(view.rollout, view)))
@@ -173,6 +178,7 @@ def promote(
     timeout: Timeout = 0,
     who: Who = "",
     why: Why = "",
+    if_version: IfVersion = None,
     config: Config = None,
     json: AsJson = False,
 ) -> None:
@@ -187,18 +193,23 @@ def promote(
     """
     settings = load_settings(config)
     approver = with_engine(settings, lambda engine: authenticated(settings, engine))
-    _change(name, Promote(full=full, approver=approver), who, why, config, json, wait, timeout)
+    asked = _asked(settings, who, why, if_version)
+    _ask(settings, lambda store: intent.promote(store, name, asked, full=full, approver=approver), json, wait, timeout)
 
 
 @app.command()
-def pause(name: Name, who: Who = "", why: Why = "", config: Config = None, json: AsJson = False) -> None:
+def pause(
+    name: Name, who: Who = "", why: Why = "", if_version: IfVersion = None, config: Config = None, json: AsJson = False
+) -> None:
     """Stop the rise; the weight stays where it is.
 
     Example:
 
         understudy rollout pause support-router --why "release freeze"
     """
-    _change(name, Pause(), who, why, config, json)
+    settings = load_settings(config)
+    asked = _asked(settings, who, why, if_version)
+    _ask(settings, lambda store: intent.pause(store, name, asked), json)
 
 
 @app.command()
@@ -208,6 +219,7 @@ def resume(
     timeout: Timeout = 0,
     who: Who = "",
     why: Why = "",
+    if_version: IfVersion = None,
     config: Config = None,
     json: AsJson = False,
 ) -> None:
@@ -217,35 +229,39 @@ def resume(
 
         understudy rollout resume support-router
     """
-    _change(name, Resume(), who, why, config, json, wait, timeout)
+    settings = load_settings(config)
+    asked = _asked(settings, who, why, if_version)
+    _ask(settings, lambda store: intent.resume(store, name, asked), json, wait, timeout)
 
 
 @app.command()
-def abort(name: Name, who: Who = "", why: Why = "", config: Config = None, json: AsJson = False) -> None:
+def abort(
+    name: Name, who: Who = "", why: Why = "", if_version: IfVersion = None, config: Config = None, json: AsJson = False
+) -> None:
     """End a rollout; what served before it serves again.
 
     Example:
 
         understudy rollout abort support-router --why "wrong adapter"
     """
-    _change(name, Abort(reason=f"aborted by hand{': ' + why if why else ''}"), who, why, config, json)
+    settings = load_settings(config)
+    asked = _asked(settings, who, why, if_version)
+    _ask(settings, lambda store: intent.abort(store, name, asked), json)
 
 
 @app.command()
-def undo(workload: str, who: Who = "", why: Why = "", config: Config = None, json: AsJson = False) -> None:
-    """Take the workload's newest rollout back, at once, whether or not a controller runs.
+def undo(
+    name: Name, who: Who = "", why: Why = "", if_version: IfVersion = None, config: Config = None, json: AsJson = False
+) -> None:
+    """Take a workload's newest rollout back, at once, whether or not a controller runs.
 
     Example:
 
         understudy rollout undo support-router --why "customer complaint"
     """
     settings = load_settings(config)
-    snapshot = _snapshot(settings)
-
-    async def act(store: Rollouts) -> Rollout:
-        return await store.undo(workload, who=who or user(), why=why, now=time.time(), config_snapshot=snapshot)
-
-    _tell(settings, with_rollouts(settings, lambda store: _twice(lambda: act(store))), json)
+    asked = _asked(settings, who, why, if_version)
+    _ask(settings, lambda store: intent.undo(store, name, asked), json)
 
 
 @app.command()
@@ -261,11 +277,8 @@ def history(
         understudy rollout history support-router
     """
 
-    async def read(store: Rollouts) -> list[Entry]:
-        if name is None:
-            return list(await store.history())
-        of_workload = list(await store.history(workload=name))
-        return of_workload or list(await store.history(rollout_id=(await store.get(name)).id))
+    async def read(store: Rollouts) -> Sequence[Entry]:
+        return await history_of(store, name)
 
     entries = with_rollouts(load_settings(config), read)
     if json:
@@ -274,37 +287,20 @@ def history(
     typer.echo(history_lines(entries))
 
 
-def _change(
-    name: str,
-    event: Event,
-    who: str,
-    why: str,
-    config: Config,
+def _asked(settings: Settings, who: str, why: str, if_version: int | None) -> Asked:
+    return Asked(
+        who=who or user(), why=why, now=time.time(), config_snapshot=_snapshot(settings), if_version=if_version
+    )
+
+
+def _ask(
+    settings: Settings,
+    act: Callable[[Rollouts], Awaitable[Rollout]],
     json: bool,
     wait: bool = False,
     timeout: float = 0,
 ) -> None:
-    settings = load_settings(config)
-    snapshot = _snapshot(settings)
-
-    async def act(store: Rollouts) -> Rollout:
-        rollout = await find(store, name)
-        return await store.apply(
-            rollout.id, event, who=who or user(), why=why, now=time.time(), config_snapshot=snapshot
-        )
-
-    _tell(settings, with_rollouts(settings, lambda store: _twice(lambda: act(store))), json, wait, timeout)
-
-
-async def _twice(act: Callable[[], Awaitable[T]]) -> T:
-    """Once more where the controller was faster: the event is then judged on the new state."""
-    try:
-        return await act()
-    except Conflict:
-        return await act()
-
-
-def _tell(settings: Settings, rollout: Rollout, json: bool, wait: bool = False, timeout: float = 0) -> None:
+    rollout = with_rollouts(settings, act)
     if not (wait and json):
         typer.echo(dump(as_json(rollout)) if json else f"rollout {rollout.id}: {line(rollout)}")
     if wait:

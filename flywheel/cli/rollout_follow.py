@@ -2,74 +2,38 @@
 
 import asyncio
 import time
-from types import TracebackType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
 from flywheel.cli.output import dump
-from flywheel.cli.rollout_view import EXIT_TIMEOUT, View, as_json, exit_code, line, panel, scarce, settled
-from flywheel.shares import Shares, shares
+from flywheel.cli.rollout_view import line, panel, scarce
+from flywheel.status import EXIT_TIMEOUT, Look, View, as_json, exit_code, settled
 from gateway.config import Settings, environment
-from gateway.errors import StoreError
 from gateway.logstore.open import open_log_store
-from routing.errors import NotFound, RulesError
-from routing.rollout import Rollout
-from routing.rules import load
+from routing.rules import Rules, load
 from routing.store import Rollouts
 
-__all__ = ["Look", "find", "follow"]
+__all__ = ["follow", "looking"]
 
 _POLL_SECONDS = 0.5
-_SHARES_SECONDS = 5.0  # the log is asked less often than the control database
 
 
-async def find(store: Rollouts, name: str) -> Rollout:
-    """The rollout of that id, else the workload's live one, else its newest. Raises NotFound."""
+@asynccontextmanager
+async def looking(settings: Settings, store: Rollouts) -> AsyncIterator[Look]:
+    """A Look, with the log store open for as long as it takes."""
+
+    async def rules() -> Rules:
+        return load(settings.routing_file, environment())
+
+    logs = open_log_store(settings.log_store)
     try:
-        return await store.get(name)
-    except NotFound:
-        found = await store.active(name) or next(iter(await store.list(name, limit=1)), None)
-        if found is None:
-            raise NotFound(f"no rollout {name}, and none on a workload of that name") from None
-        return found
-
-
-class Look:
-    """Reads what is to be shown, with the traffic's shares where log and routing.yaml can be read."""
-
-    def __init__(self, settings: Settings, store: Rollouts) -> None:
-        self._store = store
-        self._logs = open_log_store(settings.log_store)
-        self._file = settings.routing_file
-        self._shares: tuple[tuple[str, int], float, Shares | None] | None = None
-
-    async def __aenter__(self) -> "Look":
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        await self._logs.close()
-
-    async def at(self, name: str) -> View:
-        """Raises NotFound."""
-        rollout = await find(self._store, name)
-        return View(rollout=rollout, seen=await self._store.observed(rollout.id), shares=await self._share(rollout))
-
-    async def _share(self, rollout: Rollout) -> Shares | None:
-        what, now = (rollout.id, rollout.version), time.monotonic()
-        if self._shares is None or self._shares[0] != what or now - self._shares[1] > _SHARES_SECONDS:
-            self._shares = (what, now, await self._read(rollout) if rollout.live else None)
-        return self._shares[2]
-
-    async def _read(self, rollout: Rollout) -> Shares | None:
-        try:
-            route = load(self._file, environment()).table.route_of(rollout.workload)
-            return await shares(self._logs, route, rollout)
-        except (StoreError, RulesError):
-            return None
+        yield Look(store, logs, rules)
+    finally:
+        await logs.close()
 
 
 async def follow(
@@ -77,7 +41,7 @@ async def follow(
 ) -> int:
     """Show the rollout, with `watch` until it settles or `deadline` (monotonic) passes. Returns the exit code."""
     console = Console()
-    async with Look(settings, store) as look:
+    async with looking(settings, store) as look:
         view = await look.at(name)
         if not watch or json or not console.is_terminal:
             return await _report(look, view, watch, deadline, json)

@@ -1,51 +1,16 @@
-"""A rollout's gates before it starts: the policy with what is measured of the incumbent, and the pairs it will need."""
+"""A rollout's gates as it starts: the pairs that each will need about."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from routing.gates import Expected, expected
 from routing.rollout import RolloutPolicy
 
-if TYPE_CHECKING:
-    from gateway.config import Settings
-    from routing.rules import Rules
-    from routing.store import Rollouts
-    from routing.targets import Ref
-
-__all__ = ["expectations", "expected_json", "policy_for"]
-
-
-async def policy_for(
-    settings: "Settings", rules: "Rules", workload: str, candidate: "Ref", rollouts: "Rollouts"
-) -> RolloutPolicy:
-    """What `flywheel.incumbent.startable_policy` gives, with the log store open for as long as it takes."""
-    from flywheel.incumbent import startable_policy
-    from gateway.logstore.open import open_log_store
-
-    log_store = open_log_store(settings.log_store)
-    try:
-        return await startable_policy(rules, workload, candidate, rollouts, log_store)
-    finally:
-        await log_store.close()
+__all__ = ["expectations"]
 
 
 def expectations(policy: RolloutPolicy) -> str:
     """A line for each gate: how many samples about half of such rollouts would need."""
     return "\n".join(_lines(policy))
-
-
-def expected_json(policy: RolloutPolicy) -> list[dict[str, object]]:
-    return [
-        {
-            "metric": found.gate.metric,
-            "kind": found.gate.kind,
-            "to_pass": found.to_pass,
-            "if_good": found.if_good,
-            "to_fail": found.to_fail,
-            "if_bad": found.if_bad,
-        }
-        for found in map(expected, policy.gates)
-    ]
 
 
 def _lines(policy: RolloutPolicy) -> Iterator[str]:

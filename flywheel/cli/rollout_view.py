@@ -1,9 +1,7 @@
-"""How a rollout is shown: as text for people, as JSON for scripts, and as an exit code."""
+"""How a rollout is shown on a terminal: as a line, as a panel, in listings."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -11,69 +9,19 @@ from rich.text import Text
 
 from flywheel.cli.output import columns
 from flywheel.shares import Shares
-from routing.codec import observed_to_dict, rollout_to_dict
+from flywheel.status import Seen, View, weight
 from routing.evidence import GateReading
-from routing.rollout import WAITING_FOR_APPROVAL, Observed, Rollout, State, overlay_of
+from routing.rollout import Rollout
 from routing.store import Entry
 
-__all__ = [
-    "EXIT_TIMEOUT",
-    "Seen",
-    "View",
-    "as_json",
-    "exit_code",
-    "history_lines",
-    "line",
-    "listing",
-    "panel",
-    "scarce",
-    "settled",
-]
-
-EXIT_FAILED, EXIT_WAITING, EXIT_TIMEOUT = 1, 3, 4
-
-Seen = tuple[float, Observed] | None  # when the controller last looked, and what it saw
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """All that is shown of one rollout; `shares` is None where the log could not be read."""
-
-    rollout: Rollout
-    seen: Seen = None
-    shares: Shares | None = None
-
-
-def exit_code(rollout: Rollout) -> int:
-    """0 on its way or promoted, 1 aborted or superseded, 3 paused, waiting for approval, or degraded."""
-    if rollout.state in (State.ABORTED, State.SUPERSEDED):
-        return EXIT_FAILED
-    waits = rollout.state is State.PAUSED or rollout.reason == WAITING_FOR_APPROVAL or rollout.degraded is not None
-    return EXIT_WAITING if waits else 0
-
-
-def settled(rollout: Rollout) -> bool:
-    """Whether nothing more happens before a person acts."""
-    return rollout.state is State.PROMOTED or exit_code(rollout) != 0
-
-
-def as_json(rollout: Rollout, view: View | None = None) -> dict[str, Any]:
-    at, observed = (view.seen if view else None) or (None, None)
-    traffic = view.shares if view else None
-    return rollout_to_dict(rollout) | {
-        "weight": _weight(rollout),
-        "traffic": asdict(traffic) | {"actual": traffic.actual, "warning": traffic.warning} if traffic else None,
-        "observed_at": at,
-        "observed": observed_to_dict(observed) if observed else None,
-        "exit_code": exit_code(rollout),
-    }
+__all__ = ["history_lines", "line", "listing", "panel", "scarce"]
 
 
 def line(rollout: Rollout) -> str:
     """One line: where it stands and what it waits for."""
     return (
         f"{rollout.workload}  {rollout.candidate}  {_state(rollout)}  step {rollout.step + 1}/"
-        f"{len(rollout.policy.steps)}  weight {_weight(rollout)} %  {rollout.reason}".rstrip()
+        f"{len(rollout.policy.steps)}  weight {weight(rollout)} %  {rollout.reason}".rstrip()
     )
 
 
@@ -146,7 +94,7 @@ def _steps(rollout: Rollout) -> str:
 
 
 def _traffic(rollout: Rollout, found: Shares) -> str:
-    wanted = f"traffic: wanted {_weight(rollout)} %"
+    wanted = f"traffic: wanted {weight(rollout)} %"
     if found.actual is None:
         return f"{wanted}, nothing has come in since this step began"
     return (
@@ -169,7 +117,7 @@ def listing(rollouts: Iterable[Rollout]) -> str:
                 str(each.candidate),
                 _state(each),
                 f"{each.step + 1}/{len(each.policy.steps)}",
-                f"{_weight(each)} %",
+                f"{weight(each)} %",
                 each.reason,
             )
             for each in rollouts
@@ -195,9 +143,3 @@ def history_lines(entries: Iterable[Entry]) -> str:
             for entry in entries
         ),
     )
-
-
-def _weight(rollout: Rollout) -> int:
-    """The share of live traffic, in per cent, that this rollout's candidate has."""
-    overlay = overlay_of(rollout) if rollout.live else None
-    return overlay.weight if overlay else 0

@@ -5,7 +5,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from flywheel.cli.rollout_gates import expectations
-from flywheel.cli.rollout_view import View, as_json, panel
+from flywheel.cli.rollout_view import panel
+from flywheel.status import View, as_json
 from routing.codec import observed_from_dict, observed_to_dict
 from routing.evidence import Gate, Slices, Sums, read, read_sums
 from routing.rollout import Observed
