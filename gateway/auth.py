@@ -80,6 +80,11 @@ class Key:
         return f"key-{self.number}"
 
     @property
+    def owner(self) -> str:
+        """Who stands behind it: its client, so that several keys may be one person's; else the key itself."""
+        return self.client or self.id
+
+    @property
     def limited(self) -> bool:
         """Whether it has any limit."""
         return self.rpm is not None or self.metered

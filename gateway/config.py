@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from gateway.errors import ConfigError
 
 __all__ = [
+    "ApiSettings",
     "GatewaySettings",
     "ModelsSettings",
     "PrivacySettings",
@@ -30,21 +31,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class GatewaySettings(_Section):
-    """The request path. Sizes in bytes, times in seconds.
-
-    `auth` says whether clients need a key: `auto` is off on loopback and on everywhere else. `open_to_network` is the
-    word that an address other than loopback wants where it is off.
-    """
+class _Listening(_Section):
+    """An address. `auth` says whether a key is wanted there: `auto` is off on loopback and on everywhere else."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    workers: int = Field(default=1, ge=1, le=64)
-    max_body: int = Field(default=64 * 1024 * 1024, ge=1024)
-    drain: float = Field(default=30.0, ge=0)
-    overlay_poll: float = Field(default=0.25, gt=0)
     auth: Literal["auto", "on", "off"] = "auto"
-    open_to_network: bool = False
 
     @property
     def loopback(self) -> bool:
@@ -58,6 +49,31 @@ class GatewaySettings(_Section):
     def authenticates(self) -> bool:
         """Whether clients need a key."""
         return self.auth == "on" or (self.auth == "auto" and not self.loopback)
+
+
+class GatewaySettings(_Listening):
+    """The request path. Sizes in bytes, times in seconds.
+
+    `open_to_network` is the word that an address other than loopback wants where `auth` is off.
+    """
+
+    port: int = Field(default=8080, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    max_body: int = Field(default=64 * 1024 * 1024, ge=1024)
+    drain: float = Field(default=30.0, ge=0)
+    overlay_poll: float = Field(default=0.25, gt=0)
+    open_to_network: bool = False
+
+
+class ApiSettings(_Listening):
+    """The control plane and its page, served by the controller; port 0 serves neither.
+
+    Where the gateway wants keys, `auth = auto` wants them here too. `hosts` are the names by which it is reached,
+    beside IP addresses, localhost and `host`.
+    """
+
+    port: int = Field(default=8090, ge=0, le=65535)
+    hosts: tuple[str, ...] = ()
 
 
 class SpoolSettings(_Section):
@@ -111,6 +127,7 @@ class Settings(BaseSettings):
     log_sinks: tuple[str, ...] = ()
     log_retention_days: int | None = Field(default=None, ge=1)
     gateway: GatewaySettings = GatewaySettings()
+    api: ApiSettings = ApiSettings()
     spool: SpoolSettings = SpoolSettings()
     work: WorkSettings = WorkSettings()
     models: ModelsSettings = ModelsSettings()
@@ -124,6 +141,11 @@ class Settings(BaseSettings):
     @property
     def log_store(self) -> str:
         return self.log_store_url or f"sqlite:///{(self.data_dir / 'log.db').absolute()}"
+
+    @property
+    def api_authenticates(self) -> bool:
+        """Whether the control plane wants an admin key."""
+        return self.api.authenticates or (self.api.auth == "auto" and self.gateway.authenticates)
 
     @property
     def spool_dir(self) -> Path:

@@ -138,7 +138,7 @@ async def approver(engine: AsyncEngine, secret: str, *, clock: Callable[[], floa
     key = await Keys(engine).find(secret)
     if key is None or authorise(key, Scope.ADMIN, clock()) is not None:
         return None
-    return key.client or key.id
+    return key.owner
 
 
 def _is_number(text: str) -> bool:

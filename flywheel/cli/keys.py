@@ -1,31 +1,23 @@
 """`understudy keys`: make, list and revoke clients' keys."""
 
-import re
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from flywheel.cli.options import AsJson, Config
 from flywheel.cli.output import columns, dump, user
 from flywheel.cli.stores import with_keys
-from flywheel.exchange_lines import seconds
-from gateway.auth import Key, Scope
+from flywheel.client_keys import MOST, MOST_USD, NewKey, kept_json, key_json, make
+from gateway.auth import Key
 from gateway.config import load_settings
 from gateway.errors import ConfigError
-from gateway.keys import Kept
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Make, list and revoke clients' keys."
 )
-
-_IN: Final = re.compile(r"(\d{1,6})([mhdw])")
-_UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LONGEST: Final = 255
-_MOST: Final = 2_000_000_000  # of a limit: what a counter holds
-
-JSON = dict[str, Any]
 
 
 @app.command()
@@ -34,9 +26,9 @@ def create(
     workload: Annotated[str, typer.Option(help="What its calls belong to where they name no workload.")] = "",
     scopes: Annotated[str, typer.Option(help="Of data, feedback, admin; separated by commas.")] = "data",
     models: Annotated[str, typer.Option(help="Models of routing.yaml that it may be routed to; all if none.")] = "",
-    rpm: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Requests a minute.")] = None,
-    tpm: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Tokens a minute, read and written.")] = None,
-    daily_usd: Annotated[float | None, typer.Option(min=0, max=200_000, help="USD a day (UTC).")] = None,
+    rpm: Annotated[int | None, typer.Option(min=1, max=MOST, help="Requests a minute.")] = None,
+    tpm: Annotated[int | None, typer.Option(min=1, max=MOST, help="Tokens a minute, read and written.")] = None,
+    daily_usd: Annotated[float | None, typer.Option(min=0, max=MOST_USD, help="USD a day (UTC).")] = None,
     expires: Annotated[str | None, typer.Option(help="In 90d, 12h or 30m, or at an ISO time.")] = None,
     config: Config = None,
     json: AsJson = False,
@@ -51,23 +43,22 @@ def create(
     """
     now = time.time()
     settings = load_settings(config)
-    key, secret = with_keys(
-        settings,
-        lambda keys: keys.create(
-            who=user(),
-            now=now,
-            client=_name("--client", client),
-            workload=_name("--workload", workload),
-            scopes=_scopes(scopes),
-            models=_several(models),
-            rpm=rpm,
-            tpm=tpm,
-            daily_usd=daily_usd,
-            expires_at=None if expires is None else _moment(expires, now),
-        ),
+    new = _new(
+        client=client,
+        workload=workload,
+        scopes=_several(scopes),
+        models=_several(models),
+        rpm=rpm,
+        tpm=tpm,
+        daily_usd=daily_usd,
+        expires=expires,
     )
+    try:
+        key, secret = with_keys(settings, lambda keys: make(keys, new, who=user(), now=now))
+    except ValueError as error:
+        raise ConfigError(f"--expires: {error}") from None
     if json:
-        typer.echo(dump(_key_json(key) | {"secret": secret}))
+        typer.echo(dump(key_json(key) | {"secret": secret}))
         return
     whose = f" of client {key.client}" if key.client else ""
     typer.echo(f"{key.id}{whose}, {_may(key)}; its secret is shown this once:", err=True)
@@ -87,7 +78,7 @@ def list_keys(config: Config = None, json: AsJson = False) -> None:
     now = time.time()
     found = with_keys(load_settings(config), lambda keys: keys.list())
     if json:
-        typer.echo(dump([_kept_json(kept, now) for kept in found]))
+        typer.echo(dump([kept_json(kept, now) for kept in found]))
         return
     rows = (
         (
@@ -121,44 +112,23 @@ def revoke(
     now = time.time()
     kept = with_keys(load_settings(config), lambda keys: keys.revoke(key_id, who=user(), now=now))
     if json:
-        typer.echo(dump(_kept_json(kept, now)))
+        typer.echo(dump(kept_json(kept, now)))
         return
     whose = f" of client {kept.key.client}" if kept.key.client else ""
     typer.echo(f"{kept.key.id}{whose}: revoked {_time(kept.revoked_at)} by {kept.revoked_by}")
 
 
-def _name(option: str, text: str) -> str:
-    if len(text) > _LONGEST or not (text.isprintable() and text.isascii()):
-        raise ConfigError(f"{option}: wants at most {_LONGEST} printable ASCII characters, as a header carries them")
-    return text
+def _new(**options: Any) -> NewKey:
+    try:
+        return NewKey(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _several(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _scopes(text: str) -> list[Scope]:
-    try:
-        found = [Scope(part) for part in _several(text)]
-    except ValueError as error:
-        raise ConfigError(f"--scopes: {error}; write some of {', '.join(Scope)}, separated by commas") from None
-    if not found:
-        raise ConfigError("--scopes: a key that may do nothing is no key; write some of " + ", ".join(Scope))
-    return found
-
-
-def _moment(text: str, now: float) -> float:
-    """Epoch seconds, after `now`."""
-    if later := _IN.fullmatch(text):
-        at = now + int(later[1]) * _UNITS[later[2]]
-    else:
-        try:
-            at = seconds(text)
-        except ValueError as error:
-            raise ConfigError(f"--expires: {error}; write 90d, 12h or 30m, or 2027-01-31T00:00:00Z") from None
-    if at <= now:
-        raise ConfigError(f"--expires {text}: that moment has passed")
-    return at
 
 
 def _may(key: Key) -> str:
@@ -173,27 +143,3 @@ def _limits(key: Key) -> str:
 
 def _time(at: float | None) -> str:
     return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _key_json(key: Key) -> JSON:
-    return {
-        "id": key.id,
-        "client": key.client,
-        "workload": key.workload,
-        "scopes": sorted(key.scopes),
-        "models": sorted(key.models),
-        "rpm": key.rpm,
-        "tpm": key.tpm,
-        "daily_usd": key.daily_usd,
-        "expires_at": key.expires_at,
-    }
-
-
-def _kept_json(kept: Kept, now: float) -> JSON:
-    return _key_json(kept.key) | {
-        "state": kept.state(now),
-        "created_at": kept.created_at,
-        "created_by": kept.created_by,
-        "revoked_at": kept.revoked_at,
-        "revoked_by": kept.revoked_by,
-    }

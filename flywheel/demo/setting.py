@@ -68,7 +68,7 @@ class Setting:
         (self.folder / "routing.yaml").write_text(yaml.safe_dump(self._routing(), sort_keys=False))
         self.config.write_text(
             f'data_dir = "{self.folder}/data"\nrouting_file = "{self.folder}/routing.yaml"\n\n'
-            f"[gateway]\nport = {self.ports['gateway']}\ndrain = 10.0\n\n"
+            f"[gateway]\nport = {self.ports['gateway']}\ndrain = 10.0\n\n[api]\nport = 0\n\n"
             f'[work]\ntick = 0.3\nlease = 5.0\n\n[models]\npython = "{self.options.python.absolute()}"\n'
         )
         self.settings = load_settings(self.config)
