@@ -1,5 +1,6 @@
 """Where a rollout stands, as commands, API and page show it: as JSON, as an exit code, with its traffic's shares."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 EXIT_FAILED, EXIT_WAITING, EXIT_TIMEOUT = 1, 3, 4
-
-_SHARES_SECONDS = 5.0  # the log is asked less often than the control database
 
 JSON = dict[str, Any]
 Seen = tuple[float, Observed] | None  # when the controller last looked, and what it saw
@@ -69,11 +68,15 @@ async def history(store: Rollouts, name: str | None) -> Sequence[Entry]:
 class Look:
     """Reads what is to be shown, with the traffic's shares where log and routing.yaml can be read."""
 
-    def __init__(self, store: Rollouts, logs: LogStore, rules: Callable[[], Awaitable[Rules]]) -> None:
-        """`rules` may raise RulesError."""
+    def __init__(
+        self, store: Rollouts, logs: LogStore, rules: Callable[[], Awaitable[Rules]], *, log_seconds: float = 5.0
+    ) -> None:
+        """`rules` may raise RulesError. The log is read once in `log_seconds` for each rollout, one at a time."""
         self._store = store
         self._logs = logs
         self._rules = rules
+        self._log_seconds = log_seconds
+        self._reading = asyncio.Lock()
         self._shares: dict[str, tuple[int, float, Shares | None]] = {}
 
     async def at(self, name: str) -> View:
@@ -85,12 +88,13 @@ class Look:
         if not rollout.live:
             self._shares.pop(rollout.id, None)
             return None
-        version, at, found = self._shares.get(rollout.id, (-1, 0.0, None))
-        now = time.monotonic()
-        if version != rollout.version or now - at > _SHARES_SECONDS:
-            found = await self._read(rollout)
-            self._shares[rollout.id] = rollout.version, now, found
-        return found
+        async with self._reading:
+            version, at, found = self._shares.get(rollout.id, (-1, 0.0, None))
+            now = time.monotonic()
+            if version != rollout.version or now - at > self._log_seconds:
+                found = await self._read(rollout)
+                self._shares[rollout.id] = rollout.version, now, found
+            return found
 
     async def _read(self, rollout: Rollout) -> Shares | None:
         try:

@@ -10,6 +10,8 @@ from sqlalchemy import JSON, BigInteger, Column, Float, Integer, Row, String, Ta
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.auth import Key, Scope, authorise, digest_of, secret_of
+from routing.audit import Fact
+from routing.audit_store import append
 from routing.errors import NotFound
 from routing.tables import metadata, reading, writing
 
@@ -90,7 +92,10 @@ class Keys:
         }
         async with writing(self._engine) as connection:
             made = await connection.execute(insert(client_keys).values(row).returning(client_keys))
-            return _kept(made.one()).key, secret
+            key = _kept(made.one()).key
+            told = {name: value for name, value in row.items() if name not in ("digest", "created_at", "created_by")}
+            await append(connection, Fact(at=now, who=who, kind="key.created", subject=key.id, body=told))
+        return key, secret
 
     async def list(self) -> Sequence[Kept]:
         """All there ever were, oldest first."""
@@ -106,7 +111,9 @@ class Keys:
             row = (await connection.execute(query)).one_or_none()
             if row is None:
                 raise NotFound(f"no key {key_id}; `understudy keys list` shows them")
-            await connection.execute(change.where(client_keys.c.id == row.id))
+            if (await connection.execute(change.where(client_keys.c.id == row.id))).rowcount:
+                fact = Fact(at=now, who=who, kind="key.revoked", subject=f"key-{row.id}", body={"client": row.client})
+                await append(connection, fact)
             return _kept((await connection.execute(query)).one())
 
     async def version(self) -> int:

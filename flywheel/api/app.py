@@ -2,18 +2,19 @@
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from fastapi.security import HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 
+from flywheel.api.audit import AuditRoutes
 from flywheel.api.bodies import ErrorBody, HealthBody
 from flywheel.api.guard import ASGIApp, guarded
 from flywheel.api.keys import KeyRoutes
@@ -53,12 +54,13 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 def build(settings: Settings, env: Mapping[str, str], engine: AsyncEngine, logs: LogStore) -> ASGIApp:
     """The control plane of one installation, guarded as its settings say."""
     rules = RulesFile(settings.routing_file, env)
-    app = control_plane(RolloutRoutes(Rollouts(engine), logs, rules), KeyRoutes(Keys(engine)))
+    routes = (RolloutRoutes(Rollouts(engine), logs, rules), KeyRoutes(Keys(engine)), AuditRoutes(engine))
+    app = control_plane([each.router() for each in routes])
     hosts = {name.lower() for name in ("localhost", settings.api.host, *settings.api.hosts)}
     return guarded(app, hosts=hosts, keys=Keys(engine) if settings.api_authenticates else None)
 
 
-def control_plane(rollouts: RolloutRoutes, keys: KeyRoutes) -> FastAPI:
+def control_plane(routers: Iterable[APIRouter]) -> FastAPI:
     """The application without its guard."""
     app = FastAPI(
         title="Understudy control plane",
@@ -68,8 +70,8 @@ def control_plane(rollouts: RolloutRoutes, keys: KeyRoutes) -> FastAPI:
         redoc_url=None,
     )
     key = Depends(HTTPBearer(auto_error=False, description="A key with the scope admin, where authentication is on."))
-    app.include_router(rollouts.router(), dependencies=[key], responses=_REFUSALS)
-    app.include_router(keys.router(), dependencies=[key], responses=_REFUSALS)
+    for router in routers:
+        app.include_router(router, dependencies=[key], responses=_REFUSALS)
     page = _PAGE.read_bytes()
     policy = _policy(page.decode())
 

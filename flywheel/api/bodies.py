@@ -1,6 +1,6 @@
 """What the control plane's requests say and what its replies hold, as OpenAPI describes them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -12,6 +12,7 @@ from routing.targets import Overlay, Ref
 
 __all__ = [
     "AskedBody",
+    "AuditBody",
     "ErrorBody",
     "ExpectedBody",
     "HealthBody",
@@ -171,6 +172,19 @@ class KeptKeyBody(_KeyBody):
     created_by: str
     revoked_at: float | None
     revoked_by: str | None
+
+
+class AuditBody(BaseModel):
+    """One entry of the audit log. `at` is epoch seconds."""
+
+    seq: int
+    at: float
+    who: str
+    kind: str
+    subject: str
+    body: Any = Field(description="What happened, with the evidence of that moment.")
+    previous: str = Field(description="The hash of the entry before.")
+    hash: str
 
 
 class HealthBody(BaseModel):

@@ -5,11 +5,11 @@ is no JSON, and is refused; and if its own name is made to resolve to this addre
 """
 
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from gateway.auth import Scope, authorise, bearer
 from gateway.errors import RequestRefused, error_body
@@ -20,6 +20,7 @@ __all__ = ["Caller", "guarded"]
 
 _OPEN: Final = frozenset(("/", "/healthz"))
 _READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+_HOST: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9a-z._-]+))(?::\d+)?")
 _MAX_BODY: Final = 65_536  # bytes
 _HEADERS: Final = {
     b"cache-control": b"no-store",
@@ -100,10 +101,8 @@ def _check_origin(scope: Scopes, headers: dict[bytes, str], hosts: Collection[st
 
 def _name(host: str) -> str:
     """The name or address without port and brackets; "" for what is no Host."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]) if found else ""
 
 
 def _is_address(name: str) -> bool:
@@ -124,9 +123,9 @@ async def _caller(scope: Scopes, keys: Keys | None) -> Caller:
     except Unavailable as error:
         raise RequestRefused(503, str(error), code="unavailable", kind="server_error") from error
     refusal = authorise(key, Scope.ADMIN, time.time(), secret=secret)
-    if refusal is not None or key is None:
-        assert refusal is not None
+    if refusal is not None:
         raise RequestRefused(refusal.status, refusal.message, code=refusal.code, kind=refusal.kind)
+    assert key is not None
     return Caller(approver=key.owner)
 
 

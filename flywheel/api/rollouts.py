@@ -19,6 +19,8 @@ from routing.targets import Ref
 
 __all__ = ["RolloutRoutes"]
 
+_LOG_SECONDS = 15.0  # a page that is left open must not keep the log store busy
+
 JSON = dict[str, Any]
 Name = Annotated[str, Path(description="A rollout's id, or the workload whose rollout is meant.")]
 Verb = Callable[[Rollouts, str, Asked], Awaitable[Rollout]]
@@ -31,7 +33,7 @@ class RolloutRoutes:
         self._rollouts = rollouts
         self._logs = logs
         self._rules = rules
-        self._look = status.Look(rollouts, logs, rules.rules)
+        self._look = status.Look(rollouts, logs, rules.rules, log_seconds=_LOG_SECONDS)
 
     def router(self) -> APIRouter:
         routes, one = APIRouter(prefix="/api/rollouts", tags=["rollouts"]), "/{name:path}"

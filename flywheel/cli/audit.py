@@ -29,7 +29,7 @@ def list_(
     config: Config = None,
     json: AsJson = False,
 ) -> None:
-    """Entries, newest first: rollouts, runs, datasets, adapters, config snapshots, what was erased.
+    """Entries, newest first: rollouts, runs, datasets, adapters, keys, config snapshots, what was erased.
 
     Example:
 

@@ -12,17 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from flywheel.api.app import control_plane
-from flywheel.api.keys import KeyRoutes
-from flywheel.api.rollouts import RolloutRoutes
-from flywheel.api.rules_file import RulesFile
 from gateway.logstore.sqlite import SqliteLogStore
 from gateway.records import Arm
 from routing.evidence import Gate, Slices, Verdict, read
 from routing.rollout import Observed
 from tests.flywheel.control import START, Plane, served
 from tests.flywheel.examples import live
-from tests.routing.examples import ENV, reading
+from tests.routing.examples import reading
 
 ROOT = Path(__file__).parents[2]
 JSON = dict[str, Any]
@@ -92,6 +88,7 @@ async def test_commands_read_what_the_api_reads(plane: Plane) -> None:
         ("/api/rollouts/support-router/status", ["rollout", "get", "support-router"]),
         ("/api/rollouts", ["rollout", "list"]),
         (f"/api/rollouts/{name}/history", ["rollout", "history", name]),
+        ("/api/audit?kind=rollout", ["audit", "list", "--kind", "rollout"]),
     ):
         said = await plane.command(*words, "--json")
         assert (await plane.client.get(path)).json() == json.loads(said.stdout), path
@@ -248,16 +245,20 @@ async def test_keys_are_made_listed_and_revoked(plane: Plane) -> None:
         revoked = (await plane.post(f"/api/keys/{made['id']}/revoke", who="bob")).json()
         assert (revoked["state"], revoked["revoked_by"]) == ("revoked", "bob")
     assert await plane.keys.find(secret) is None
+    audit = (await plane.client.get("/api/audit?kind=key")).json()
+    assert [(entry["kind"], entry["who"], entry["subject"]) for entry in audit] == [
+        ("key.revoked", "bob", made["id"]),
+        ("key.created", "ann", made["id"]),
+    ]
+    assert audit[1]["body"]["scopes"] == ["data", "feedback"]
+    assert key.digest not in json.dumps(audit)
     reply = await plane.post("/api/keys/key-9/revoke")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
-def test_every_route_is_described_with_its_reply_and_its_refusals(tmp_path: Path) -> None:
+async def test_every_route_is_described_with_its_reply_and_its_refusals(plane: Plane) -> None:
     """The document is what clients are made from: no route without a model, a description and its errors."""
-    plane = Plane(tmp_path, 1)
-    rules = RulesFile(tmp_path / "routing.yaml", ENV)
-    logs = SqliteLogStore(tmp_path / "log.db")
-    document = control_plane(RolloutRoutes(plane.rollouts, logs, rules), KeyRoutes(plane.keys)).openapi()
+    document = (await plane.client.get("/api/openapi.json")).json()
     operations = {
         f"{method} {path}": operation
         for path, methods in document["paths"].items()
@@ -266,7 +267,7 @@ def test_every_route_is_described_with_its_reply_and_its_refusals(tmp_path: Path
     assert {f"post /api/rollouts/{{name}}/{word}" for word in ("promote", "pause", "resume", "abort", "undo")} | {
         "get /api/rollouts", "post /api/rollouts", "get /api/rollouts/{name}", "get /api/rollouts/{name}/status",
         "get /api/rollouts/{name}/history", "get /api/keys", "post /api/keys", "post /api/keys/{key_id}/revoke",
-        "get /healthz",
+        "get /healthz", "get /api/audit",
     } == set(operations)  # fmt: skip
     for name, operation in operations.items():
         assert operation["description"], name

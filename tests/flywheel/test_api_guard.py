@@ -130,7 +130,19 @@ async def test_what_a_browser_sends_without_asking_is_no_json(plane: Plane) -> N
     assert len(await plane.rollouts.history()) == 1
 
 
-WRONG_HOSTS = ("evil.example", "evil.example:8090", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1")
+WRONG_HOSTS = (
+    "evil.example",
+    "evil.example:8090",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "",
+    "[::1",
+    "x@127.0.0.1",
+    "127.0.0.1/x",
+    "[127.0.0.1]x",
+    "127.0.0.1:x",
+    "127.0.0.1 x",
+)
 RIGHT_HOSTS = ("localhost:9", "LOCALHOST", "[::1]:8090", "10.1.2.3", "rollouts.example", "Rollouts.Example:443")
 
 
