@@ -1,10 +1,11 @@
-"""What a changed routing.yaml of 1,000 workloads costs: `python -m tests.bench.bench_reload`.
+"""What a changed routing.yaml of 1,000 workloads costs: `python -m tests.bench.bench_reload [--workers N]`.
 
 The first figures are CPU time, which other processes on the machine do not lengthen: reading the file, and the longest
 time that taking the rules in kept a worker's event loop from running. The last is by the clock, from the file's change
-until `understudy serve` with two workers routes by it.
+until every worker of `understudy serve` routes by it.
 """
 
+import argparse
 import asyncio
 import gc
 import sys
@@ -75,9 +76,9 @@ async def longest_hold(folder: Path) -> float:
     return sorted(longest)[len(longest) // 2]
 
 
-async def until_live(folder: Path) -> float:
-    """Seconds from the file's change until neither of two workers routes by the old one."""
-    served = Served.make(folder)
+async def until_live(folder: Path, workers: int) -> float:
+    """Seconds from the file's change until no worker routes by the old one."""
+    served = Served.make(folder, workers=workers)
     file = folder / "routing.yaml"
     file.write_text(routing(0))
     await served.start()
@@ -100,6 +101,9 @@ async def until_live(folder: Path) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_reload", description="What a reload costs.")
+    parser.add_argument("--workers", type=int, default=2, help="of the gateway, for the time until it is live")
+    workers = parser.parse_args().workers
     sys.setswitchinterval(0.001)  # as gateway.worker does
     text = routing(0)
     gc.disable()  # as gateway.publish does
@@ -111,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"the event loop waits at most: {asyncio.run(longest_hold(Path(folder))) * 1000:.1f} ms")
     with tempfile.TemporaryDirectory() as folder:
-        print(f"live in every worker after: {asyncio.run(until_live(Path(folder))):.2f} s")
+        print(f"live in each of {workers} workers after: {asyncio.run(until_live(Path(folder), workers)):.2f} s")
 
 
 if __name__ == "__main__":
