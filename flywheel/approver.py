@@ -1,4 +1,4 @@
-"""Who stands behind an approval: the one place where commands and the API ask for the authenticated person."""
+"""Who stands behind an approval by a command; the API knows it from the key that each call shows."""
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -12,12 +12,12 @@ KEY = "UNDERSTUDY_KEY"  # the environment variable that holds the caller's own k
 
 
 async def authenticated(settings: Settings, engine: AsyncEngine) -> str:
-    """The owner of the key that the caller showed; "" where authentication is off, or nobody showed one.
+    """The owner of the key that the caller showed; "" where neither gateway nor API want keys, or nobody showed one.
 
     Raises ConfigError for a key that may not approve, and Unavailable.
     """
     secret = environment().get(KEY, "")
-    if not settings.gateway.authenticates or not secret:
+    if not (settings.gateway.authenticates or settings.api_authenticates) or not secret:
         return ""
     who = await approver(engine, secret)
     if who is None:

@@ -88,14 +88,27 @@ class Page:
         return found
 
     async def press(self, selector: str) -> None:
-        """Wait for an element, and press the mouse's button on its middle."""
-        await self.until(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
-        x, y = await self.run(
-            f"(e => (e.scrollIntoView({{block: 'center'}}), (r => [r.x + r.width / 2, r.y + r.height / 2])"
-            f"(e.getBoundingClientRect())))(document.querySelector({json.dumps(selector)}))"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            await self.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        """Wait for an element, and press the mouse's button on its middle; again where it moved away meanwhile."""
+        name = json.dumps(selector)
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                await self.until(f"document.querySelector({name})?.checkVisibility()")
+                middle = await self.run(
+                    f"(e => e && (e.scrollIntoView({{block: 'center'}}), (r => [r.x + r.width / 2, r.y + r.height / 2])"
+                    f"(e.getBoundingClientRect())))(document.querySelector({name}))"
+                )
+                if middle is None:
+                    continue
+                x, y = middle
+                await self._mouse("mousePressed", x, y)
+                if await self.run(f"Boolean(document.elementFromPoint({x}, {y})?.closest({name}))"):
+                    await self._mouse("mouseReleased", x, y)
+                    return
+                await self._mouse("mouseReleased", 0, 0)
+                await self.run("getSelection().removeAllRanges()")
+
+    async def _mouse(self, kind: str, x: float, y: float) -> None:
+        await self.tell("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def write(self, text: str) -> None:
         """Type into whatever has the focus."""

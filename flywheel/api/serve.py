@@ -9,6 +9,7 @@ import structlog
 import uvicorn
 
 from flywheel.api.app import build
+from flywheel.api.guard import ASGIApp
 from gateway.config import Settings
 from gateway.errors import ConfigError
 from gateway.logstore.open import open_log_store
@@ -68,9 +69,10 @@ class ControlPlane:
 
     async def _listen(self, stop: asyncio.Event) -> socket.socket | None:
         host, port = self._settings.api.host, self._settings.api.port
-        told = not port
+        told = False
         while port and not stop.is_set():
-            listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listener = socket.socket(family, proto=socket.IPPROTO_TCP)  # by which asyncio knows to set TCP_NODELAY
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((host, port))
@@ -91,9 +93,9 @@ class ControlPlane:
         return None
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         proxy_headers=False,
         lifespan="off",
         ws="none",

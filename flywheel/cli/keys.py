@@ -44,6 +44,7 @@ def create(
     now = time.time()
     settings = load_settings(config)
     new = _new(
+        now,
         client=client,
         workload=workload,
         scopes=_several(scopes),
@@ -53,10 +54,7 @@ def create(
         daily_usd=daily_usd,
         expires=expires,
     )
-    try:
-        key, secret = with_keys(settings, lambda keys: make(keys, new, who=user(), now=now))
-    except ValueError as error:
-        raise ConfigError(f"--expires: {error}") from None
+    key, secret = with_keys(settings, lambda keys: make(keys, new, who=user(), now=now))
     if json:
         typer.echo(dump(key_json(key) | {"secret": secret}))
         return
@@ -118,13 +116,17 @@ def revoke(
     typer.echo(f"{kept.key.id}{whose}: revoked {_time(kept.revoked_at)} by {kept.revoked_by}")
 
 
-def _new(**options: Any) -> NewKey:
+def _new(now: float, **options: Any) -> NewKey:
     try:
-        return NewKey(**options)
+        new = NewKey(**options)
+        new.expires_at(now)
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{option}: {first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise ConfigError(f"--expires: {error}") from None
+    return new
 
 
 def _several(text: str) -> list[str]:

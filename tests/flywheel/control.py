@@ -58,9 +58,9 @@ class Plane:
     def rules_say(self, old: str, new: str) -> None:
         (self.folder / "routing.yaml").write_text(ROUTING_YAML.replace(old, new))
 
-    async def command(self, *words: str) -> Result:
+    async def command(self, *words: str, **env: str) -> Result:
         """`understudy …` on the same installation."""
-        runner = CliRunner(env=ENV)
+        runner = CliRunner(env={**ENV, **env})
         return await asyncio.to_thread(runner.invoke, app, [*words, "--config", str(self.config)])
 
 
@@ -76,7 +76,7 @@ async def served(folder: Path, *lines: str, upgraded: bool = True) -> AsyncItera
         yield plane
     finally:
         stop.set()
-        assert await tasks.drain(10) == 0
+        assert await tasks.drain(30) == 0
         await plane.client.aclose()
         await plane.engine.dispose()
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -288,6 +289,7 @@ async def test_every_route_is_described_with_its_reply_and_its_refusals(plane: P
 CURL = re.compile(r"^    \$ (curl .*(?:\\\n.*)*)\n((?:    [^$\s].*\n)*)", re.MULTILINE)
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_the_examples_of_the_readme_work(plane: Plane) -> None:
     """Each `curl` of the section, in order; what is shown below it is in the answer."""
     section = (ROOT / "flywheel" / "README.md").read_text().partition("## Control plane")[2].partition("\n## ")[0]

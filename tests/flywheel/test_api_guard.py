@@ -1,6 +1,7 @@
 """Who may ask the control plane: an admin's key where keys are wanted, and no other site's page through a browser."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -88,6 +89,17 @@ async def test_two_approvers_are_two_owners_of_keys(locked: Plane) -> None:
     assert "ann has approved this already" in second.json()["error"]["message"]
     approved = (await promote(bob)).json()
     assert (approved["approved"], [each["approver"] for each in approved["approvals"]]) == (0, ["ann", "bob"])
+
+
+async def test_one_approves_by_http_and_another_by_a_command(tmp_path: Path) -> None:
+    """Also where only the control plane wants keys, and not the gateway."""
+    async with served(tmp_path, 'auth = "on"') as plane:
+        plane.rules_say("approval: manual", "approval: manual\n      approvers: 2")
+        plane.client.headers.update(showing(await plane.secret("ann")))
+        name = await plane.start()
+        assert (await plane.post(f"/api/rollouts/{name}/promote")).json()["approved"] == -1
+        done = await plane.command("rollout", "promote", name, "--json", UNDERSTUDY_KEY=await plane.secret("bob"))
+        assert json.loads(done.stdout)["approved"] == 0
 
 
 async def test_without_keys_two_approvers_are_refused_as_a_command_refuses_them(plane: Plane) -> None:

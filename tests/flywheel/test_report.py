@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from flywheel.report import DemoReport, print_report, render_html, write
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.browser import CHROMIUM
 
 VERDICT = "The customized model took over: 93.4 % of the held-out tools right, for 2 % of the cost."
 
