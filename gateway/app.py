@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from gateway.breaker import Breakers
 from gateway.concurrency import Rooms
-from gateway.config import Settings
+from gateway.config import Settings, environment
 from gateway.endpoints import ASGIApp, Endpoints
 from gateway.feedback_endpoint import FeedbackEndpoint
 from gateway.gate import Gate, guarded
@@ -24,11 +24,13 @@ from gateway.models_endpoint import ModelsEndpoint
 from gateway.presidio import redactor_of
 from gateway.proxy import Proxy
 from gateway.publish import Publisher
+from gateway.signals import signals_of
 from gateway.snapshot import Snapshot
 from gateway.spool import Spool
 from gateway.tasks import Tasks
 from gateway.tee import Sink
 from gateway.telemetry import Metrics, exposition
+from gateway.tracing import tracing_of
 from gateway.upstream.direct import DirectUpstream
 from routing.store import Rollouts, connect
 
@@ -90,7 +92,14 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
     feedback = FeedbackEndpoint(spool=spool, snapshot=snapshot, redactor=redactor, metrics=metrics)
     app.add_api_route("/v1/feedback", feedback.post, methods=["POST"], status_code=202)
     control: ASGIApp = app if gate is None else guarded(app, gate)
-    return Endpoints(proxy=proxy, spool=spool, control=control, max_body=settings.gateway.max_body, gate=gate)
+    return Endpoints(
+        proxy=proxy,
+        spool=spool,
+        control=control,
+        max_body=settings.gateway.max_body,
+        gate=gate,
+        tracing=tracing_of(signals_of(environment())),
+    )
 
 
 def _gate(settings: Settings, engine: AsyncEngine, snapshot: Snapshot) -> Gate | None:

@@ -54,7 +54,8 @@ class _Listening(_Section):
 class GatewaySettings(_Listening):
     """The request path. Sizes in bytes, times in seconds.
 
-    `open_to_network` is the word that an address other than loopback wants where `auth` is off.
+    `open_to_network` is the word that an address other than loopback wants where `auth` is off. `access_log` is `off`,
+    `stdout` or a file's path; of what went well it has the share `access_log_sample`.
     """
 
     port: int = Field(default=8080, ge=0, le=65535)
@@ -63,6 +64,8 @@ class GatewaySettings(_Listening):
     drain: float = Field(default=30.0, ge=0)
     overlay_poll: float = Field(default=0.25, gt=0)
     open_to_network: bool = False
+    access_log: str = "off"
+    access_log_sample: float = Field(default=1.0, ge=0, le=1)
 
 
 class ApiSettings(_Listening):

@@ -12,6 +12,7 @@ from gateway.ids import new_id
 from gateway.paths import RELAYED
 from gateway.proxy import Proxy, log_full
 from gateway.tee import Downstream, Inbound, Sink
+from gateway.tracing import Tracing
 from gateway.upstream import Headers
 
 __all__ = ["Endpoints"]
@@ -28,8 +29,18 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Endpoints:
     """The application that a worker serves: relayed calls by the methods below, the others as an ASGI application."""
 
-    def __init__(self, *, proxy: Proxy, spool: Sink, control: ASGIApp, max_body: int, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        proxy: Proxy,
+        spool: Sink,
+        control: ASGIApp,
+        max_body: int,
+        gate: Gate | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._gate = gate
+        self._tracing = tracing
         self._proxy = proxy
         self._spool = spool
         self._control = control
@@ -52,6 +63,7 @@ class Endpoints:
             query=query,
             headers=headers,
             body=b"",
+            trace=None if self._tracing is None else self._tracing.begin(headers),
         )
 
     def admit(self, call: Inbound) -> None:

@@ -13,7 +13,7 @@ from gateway.tail import Record
 
 __all__ = ["body_of", "cost_of", "to_exchange"]
 
-_NOT_FIELDS = ("frame", "at", "pii", "assembled")
+_NOT_FIELDS = ("frame", "at", "pii", "assembled", "span", "span_end", "method", "provider")
 _MAX_BODY = 64 * 1024 * 1024
 
 

@@ -47,7 +47,8 @@ class Mirrors:
 
     def launch(self, mirror: MirrorTarget, call: Inbound, fields: Fields, decision: Decision, tags: Tags) -> None:
         """Send what was reserved, in the background."""
-        copy = replace(call, id=new_id(), timestamp=time.time(), waited=0.0)
+        trace = None if call.trace is None else call.trace.copied()
+        copy = replace(call, id=new_id(), timestamp=time.time(), trace=trace, waited=0.0)
         header = log_header(copy, tags, decision) | {"mirror_of": call.id, "rollout": mirror.rollout}
         self._tasks.spawn("mirror", self._send(mirror, copy, fields, header, decision))
 
@@ -95,8 +96,11 @@ class Mirrors:
                 "model": name,
                 "arm": Arm.MIRROR,
                 "latency_ms": round((time.perf_counter() - started) * 1000, 3),
+                "provider": model.upstream,
                 "price": (price.input, price.output),
             }
+            if call.trace is not None:
+                call.trace.end_log(header)
             privacy = decision.route.privacy
             if privacy.before_spool:
                 record_masked(self._sink, header, body, b"".join(received), privacy.pii, self._redactor)
@@ -111,6 +115,9 @@ class Mirrors:
         headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
         if model.api_key is not None:
             headers.append((b"authorization", b"Bearer " + model.api_key.encode()))
+        if call.trace is not None:
+            call.trace.tried(started, mirror.target)
+            call.trace.carry(headers)
         request = UpstreamRequest(path=call.path.removeprefix("/v1"), headers=headers, body=body)
         reply = await self._upstream.send(model, request)
         try:

@@ -149,6 +149,8 @@ class Proxy:
             "config_snapshot": table.snapshot,
             "error": error,
         }
+        if call.trace is not None:
+            call.trace.end_log(header)
         self._sink.record(header, b"" if privacy.before_spool else call.body[call.spooled :])
         self._metrics.exchange(header["workload_id"], Arm.INCUMBENT, outcome, 0.0, 0.0)
 
@@ -199,6 +201,8 @@ class Proxy:
             target = target_of(decision, this)
             arm = Arm.INCUMBENT if this.position else Arm(decision.arm)
             started = time.perf_counter()
+            if call.trace is not None:
+                call.trace.tried(started, target)
             try:
                 reply, first = await self._try(call, tee, this, target, arm)
             except UpstreamError as error:
@@ -235,6 +239,8 @@ class Proxy:
         if tee.decision.route.include_usage and (asking := with_usage(body, fields)) is not None:
             body, tee.asked_usage = asking, True
             headers = [header for header in headers if header[0] != b"accept-encoding"]
+        if call.trace is not None:
+            call.trace.carry(headers)
         path = upstream_path(call.path, call.query)
         request = UpstreamRequest(method=call.method, path=path, headers=headers, body=body)
         started = time.perf_counter()
@@ -268,6 +274,8 @@ class Proxy:
         decision = tee.decision
         target = target_of(decision, this)
         self._metrics.failed_try(target.name, cause)
+        if call.trace is not None:
+            call.trace.failed(cause)
         if is_fault(decision, this, cause):
             self._failed(tee, target)
         left = call.received + deadline_of(decision) - time.perf_counter()
@@ -387,7 +395,7 @@ def _attempt(target: Target, arm: Arm, error: str, started: float) -> Attempt:
     return Attempt(model=target.name, arm=arm, error=error, latency_ms=round((time.perf_counter() - started) * 1000, 3))
 
 
-def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool) -> Headers:
+def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool) -> list[tuple[bytes, bytes]]:
     kept = [
         (name, value)
         for name, value in headers

@@ -12,8 +12,10 @@ import structlog
 from gateway.config import Settings, environment
 from gateway.errors import ConfigError
 from gateway.publish import Publisher
+from gateway.signals import signals_of
 from gateway.supervise import Child, Supervisor, python, stop_on_signals
 from gateway.tasks import Tasks
+from gateway.tell import is_told
 from routing.targets import Model
 
 __all__ = ["serve"]
@@ -34,6 +36,7 @@ async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int
     metrics = settings.run_dir / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)
     metrics.mkdir(parents=True)
+    (metrics / "started").touch()
     options = ["--config", str(config)] if config else []
     env = dict(environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
     workers = [
@@ -48,27 +51,33 @@ async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int
     shipper = Child(name="shipper", argv=python("gateway.ship", *options), env=env)
     auth = "on" if settings.gateway.authenticates else "off"
     log.info("gateway", url=f"http://{host}:{port}/v1", workers=len(workers), auth=auth, pid=os.getpid())
+    readers = [shipper]
+    signals = signals_of(environment())
+    if is_told(settings, signals):
+        readers.append(Child(name="teller", argv=python("gateway.tell", *options), env=env))
+    for problem in signals.problems:
+        log.warning("telemetry", problem=problem)
     tasks = Tasks()
     tasks.spawn("upstreams", _say_what_is_missing(list(rules.table.models.values())))
     tasks.spawn("rules", publisher.run())
     try:
-        await _run(workers, shipper, stop, settings.gateway.drain + 5, listener)
+        await _run(workers, readers, stop, settings.gateway.drain + 5, listener)
     finally:
         await tasks.close()
         listener.close()
 
 
 async def _run(
-    workers: list[Child], shipper: Child, stop: asyncio.Event, grace: float, listener: socket.socket
+    workers: list[Child], readers: list[Child], stop: asyncio.Event, grace: float, listener: socket.socket
 ) -> None:
-    """The shipper ends after the workers, so that it ships what they spooled last.
+    """Who reads the spool ends after the workers, and so has what they spooled last.
 
     The listener goes at once: the workers close theirs, so that who comes while they finish is refused and can go
     elsewhere, and does not wait for a worker that will never take the call.
     """
     drained = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(Supervisor([shipper]).run(drained))
+        group.create_task(Supervisor(readers).run(drained))
         group.create_task(_close(listener, stop))
         await Supervisor(workers, grace=grace).run(stop)
         drained.set()

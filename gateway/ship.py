@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import orjson
 import structlog
 
-from gateway.config import Settings, load_settings
+from gateway.config import Settings, environment, load_settings
 from gateway.errors import CannotRedact, RecordsRefused, StoreError
 from gateway.exchanges import to_exchange
 from gateway.feedback import readable
@@ -30,11 +30,13 @@ from gateway.logstore.open import open_log_store
 from gateway.presidio import redactor_of
 from gateway.records import Exchange, Feedback
 from gateway.redact import Redactor
+from gateway.signals import signals_of
 from gateway.sinks import FileSink, open_sink
 from gateway.spool import spool_size
 from gateway.supervise import stop_on_signals
-from gateway.tail import Batch, Record, Tail, remove_taken
+from gateway.tail import Batch, Elsewhere, Record, Tail, remove_taken
 from gateway.telemetry import ShipMetrics, configure_logging
+from gateway.tell import LATE, NAME, is_told
 from gateway.tombstones import QUARANTINE, Tombstones
 
 __all__ = ["Reader", "Shipper", "SinkReader", "StoreReader", "main"]
@@ -126,8 +128,9 @@ class Shipper:
         *,
         redactor: Redactor | None = None,
         metrics: ShipMetrics | None = None,
+        told: bool = False,
     ) -> None:
-        """The first reader is the one that keeps account of what cannot be read."""
+        """The first reader keeps account of what cannot be read. `told`: a teller, see gateway.tell, reads too."""
         self.done = Shipped()
         self._settings = settings
         self._readers = readers
@@ -137,6 +140,7 @@ class Shipper:
         self._tails: dict[tuple[Path, str], Tail] = {}
         self._lag = 0.0
         self._tombstones = Tombstones(self._root)
+        self._told = told
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ship until `stop`; back off with jitter while a store is down. Ends with a last pass."""
@@ -183,7 +187,8 @@ class Shipper:
                     failures.append(error)
                 else:
                     moved += taken if reader is self._readers[0] else 0
-            self.done.segments += remove_taken(folder, tails)
+            others = [Elsewhere(folder, NAME, LATE)] if self._told else []
+            self.done.segments += remove_taken(folder, [*tails, *others])
             if not folder.exists():
                 for reader in self._readers:
                     del self._tails[folder, reader.name]
@@ -343,7 +348,8 @@ async def _serve(settings: Settings, watch_fd: int | None, once: bool) -> None:
     store = open_log_store(settings.log_store)
     sinks = [SinkReader(open_sink(url), url) for url in settings.log_sinks]
     readers: list[Reader] = [StoreReader(store, settings.spool.ship_batch), *sinks]
-    shipper = Shipper(settings, readers, redactor=redactor_of(settings.privacy))
+    told = is_told(settings, signals_of(environment()))
+    shipper = Shipper(settings, readers, redactor=redactor_of(settings.privacy), told=told)
     try:
         if once:
             await shipper.ship_all()

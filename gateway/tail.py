@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import structlog
 from gateway.inflight import notes
 from gateway.spool import IN_FLIGHT, Corrupt, Frame, Kind, read_frames
 
-__all__ = ["Batch", "Place", "Record", "Tail", "remove_taken", "writer_lives"]
+__all__ = ["Batch", "Elsewhere", "Place", "Record", "Tail", "remove_taken", "segments", "writer_lives"]
 
 log = structlog.get_logger(__name__)
 
@@ -235,7 +236,28 @@ def _header(raw: bytes) -> dict[str, Any] | None:
     return None
 
 
-def remove_taken(folder: Path, tails: Iterable[Tail]) -> int:
+class Elsewhere:
+    """A reader of the folder in another process, that is waited for: not longer than `seconds` after the last write."""
+
+    def __init__(self, folder: Path, name: str, seconds: float) -> None:
+        self._folder, self._path, self._seconds = folder, folder / f"{name}.place", seconds
+
+    @property
+    def finished(self) -> bool:
+        return _read_place(self._path) == _END or self._is_old(self._folder)
+
+    def needs(self, segment: int) -> bool:
+        """True when the segment holds something that it has not taken yet, and still may."""
+        return segment >= _read_place(self._path).segment and not self._is_old(segment_path(self._folder, segment))
+
+    def forget(self, segment: int) -> None:
+        """It takes nothing twice, and so need not know what was before."""
+
+    def _is_old(self, path: Path) -> bool:
+        return time.time() - path.stat().st_mtime > self._seconds
+
+
+def remove_taken(folder: Path, tails: Iterable[Tail | Elsewhere]) -> int:
     """Delete the segments that no reader needs, and a dead writer's empty folder; how many segments."""
     readers = list(tails)
     removed, kept = 0, False
@@ -253,7 +275,7 @@ def remove_taken(folder: Path, tails: Iterable[Tail]) -> int:
     return removed
 
 
-def _forgotten(readers: Iterable[Tail], number: int) -> bool:
+def _forgotten(readers: Iterable[Tail | Elsewhere], number: int) -> bool:
     try:
         for tail in readers:
             tail.forget(number)

@@ -16,6 +16,7 @@ from gateway.redact import Redacted, Redactor
 from gateway.spool import PIECE, Kind
 from gateway.tagging import Fields, Tags
 from gateway.telemetry import Metrics
+from gateway.tracing import Trace
 from routing.policy import Decision
 from routing.targets import MirrorTarget, Pii, Price, Target
 
@@ -41,6 +42,7 @@ class Inbound:
     passed_on: bool = False  # no call with a workload: its body is nobody's business
     spooled: int = 0  # bytes of the body that are in the spool already
     account: "Account | None" = None  # of its key; None where the gateway asks for none
+    trace: Trace | None = None  # None where nothing is traced
     waited: float = 0.0  # spent waiting for upstreams
     finished: bool = False
     gone: bool = False
@@ -177,6 +179,8 @@ class Tee:
         wanted = self.decision.mirrors if outcome is Outcome.OK and own else ()
         fates = [(mirror, self.mirrors.reserve(mirror)) for mirror in wanted]
         header = self._header(outcome, error, now)
+        if self.call.trace is not None:
+            self.call.trace.end_log(header)
         header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
         header["frame"] = kind = self._end_with
         privacy = self.decision.route.privacy
@@ -231,6 +235,7 @@ class Tee:
         call, decision, target = self.call, self.decision, self.target
         return log_header(call, self.tags, decision) | {
             "model": target.name if target else "",
+            "provider": target.model.upstream if target else "",
             "arm": self.arm,
             "outcome": outcome,
             "status": self.status,
@@ -254,7 +259,7 @@ def log_header(call: Inbound, tags: Tags, decision: Decision | None, pii: Pii = 
     """
     routed = decision.route.workload if decision else DEFAULT
     pii = decision.route.privacy.pii if decision else pii
-    return {
+    header = {
         "id": call.id,
         "timestamp": call.timestamp,
         "workload_id": routed if routed != DEFAULT else tags.workload or DEFAULT,
@@ -263,6 +268,11 @@ def log_header(call: Inbound, tags: Tags, decision: Decision | None, pii: Pii = 
         "path": call.path,
         "pii": pii if pii != "off" else "",
     }
+    if call.trace is not None:
+        call.trace.begin_log(header)
+    if call.passed_on:
+        header["method"] = call.method
+    return header
 
 
 def record_masked(

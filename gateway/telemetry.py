@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -9,7 +10,11 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["Metrics", "configure_logging", "exposition"]
+from gateway.config import environment
+from gateway.errors import ConfigError
+from gateway.signals import signals_of
+
+__all__ = ["Metrics", "ShipMetrics", "TellMetrics", "configure_logging", "exposition", "registry_of"]
 
 _SECONDS = (
     0.00005,
@@ -157,20 +162,50 @@ class ShipMetrics:
         self._behind.set(size // (self._mean + _HEADER_BYTES))
 
 
+class TellMetrics:
+    """The teller's metrics; they appear beside the workers' at `/metrics`."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        self._spans_sent = Counter("understudy_spans_sent", "Spans that the collector has taken", **made)
+        self._spans_dropped = Counter("understudy_spans_dropped", "Spans that were not sent", ["reason"], **made)
+        self._skipped = Counter("understudy_telemetry_skipped", "Segments of the spool that went untold", **made)
+        self._access_log_dropped = Counter(
+            "understudy_access_log_dropped", "Lines that the access log lacks", ["reason"], **made
+        )
+
+    def skipped(self, segments: int) -> None:
+        self._skipped.inc(segments)
+
+    def spans_sent(self, spans: int) -> None:
+        self._spans_sent.inc(spans)
+
+    def spans_dropped(self, reason: str, spans: int) -> None:
+        self._spans_dropped.labels(reason).inc(spans)
+
+    def access_log_dropped(self, reason: str, lines: int) -> None:
+        self._access_log_dropped.labels(reason).inc(lines)
+
+
 def exposition(metrics: Metrics, shared: Path | None) -> bytes:
     """Prometheus text: of all workers where they share a folder, else of this process."""
-    if shared is None:
-        return generate_latest(metrics.registry)
+    return generate_latest(metrics.registry if shared is None else registry_of(shared))
+
+
+def registry_of(shared: Path) -> CollectorRegistry:
+    """The metrics of all processes that share a folder, added up."""
     for pid in {int(file.stem.rpartition("_")[2]) for file in shared.glob("gauge_live*_*.db")}:
         if not Path(f"/proc/{pid}").exists():
             mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(shared))  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return registry
 
 
 def configure_logging(process: str, *, level: str = "info", stream: TextIO = sys.stderr) -> None:
-    """One JSON line an event, on `stream`; the standard library's loggers go the same way."""
+    """One JSON line an event, on `stream`; the standard library's loggers go the same way. Over OTLP too, if set."""
+    sent, problem = _log_senders()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -178,7 +213,7 @@ def configure_logging(process: str, *, level: str = "info", stream: TextIO = sys
         lambda _logger, _method, event: event | {"process": process},
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        processors=[*shared, structlog.processors.format_exc_info, *sent, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(stream),
     )
@@ -188,9 +223,23 @@ def configure_logging(process: str, *, level: str = "info", stream: TextIO = sys
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
+                *sent,
                 structlog.processors.JSONRenderer(),
             ],
             foreign_pre_chain=shared,
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    if problem:
+        structlog.get_logger(__name__).error("telemetry", problem=problem)
+
+
+def _log_senders() -> tuple[list[Any], str]:
+    """What sends log lines over OTLP, if anything does; and why it does not, where it should."""
+    protocol = signals_of(environment()).logs
+    if protocol is None:
+        return [], ""
+    try:
+        return [import_module("gateway.otlp_logs").LogSender(protocol, environment())], ""
+    except (ConfigError, ValueError) as error:
+        return [], str(error)

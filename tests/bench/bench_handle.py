@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.app import build
 from gateway.config import Settings
+from gateway.spool import Kind
 from gateway.tee import Inbound
 from gateway.upstream import UpstreamRequest
 from routing.targets import Model
@@ -47,10 +48,28 @@ class AtOnce:
         pass
 
 
+class Nowhere:
+    """A client that takes everything at once."""
+
+    keep_alive = started = True
+    slow = False
+
+    async def drain(self) -> None:
+        pass
+
+    def start(self, *_: Any) -> None:
+        pass
+
+    write = end = start
+
+
 class NoLog:
     """A sink that keeps nothing."""
 
     refusing = False
+
+    def begin(self, *_: Any) -> Kind:
+        return Kind.WHOLE
 
     def append(self, *_: Any) -> bool:
         return True
@@ -64,15 +83,14 @@ async def measure(folder: Path, calls: int, rounds: int) -> list[float]:
     proxy: Any = build(settings, spool=NoLog())._proxy  # type: ignore[arg-type]
     proxy._upstream = AtOnce()
 
-    async def send(_message: object) -> None:
-        pass
+    down = Nowhere()
 
     async def once() -> None:
         now = time.perf_counter()
         call = Inbound(
             id="x", timestamp=0.0, received=now, path="/v1/chat/completions", query="", headers=HEADERS, body=BODY
         )
-        await proxy.handle(call, send)
+        await proxy.handle(call, down)
 
     found = []
     for _ in range(rounds):
