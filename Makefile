@@ -32,7 +32,7 @@ DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)')
 	$(if $(UPSTREAM_MODEL),--upstream-model '$(UPSTREAM_MODEL)') $(if $(N),--records '$(N)') \
 	$(if $(SEED),--seed '$(SEED)')
 
-.PHONY: help setup models clients demo up check test soak services clean
+.PHONY: help setup models clients demo up check test soak bench services clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -62,12 +62,18 @@ test: setup models services clients ## every test; PYTEST_ARGS="-k spool" for so
 soak: setup ## the log's fault tests in their long form, half an hour; SOAK_ARGS="--minutes 1" for less
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
-services: ## PostgreSQL, Elasticsearch, Chromium, Node and curl for the tests that use them, where this can install them
+bench: setup ## the gateway beside nginx, LiteLLM, Portkey and two routers; BENCH_ARGS="--help" for its options
+	@$(BIN)/python -m tests.bench.side_by_side $(BENCH_ARGS)
+
+services: ## what the tests talk to or build with (PostgreSQL, Elasticsearch, Chromium, Node, nginx, cc), where this can install it
 	@missing=""; \
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="postgresql"; \
 	command -v chromium chromium-browser google-chrome >/dev/null || missing="$$missing chromium"; \
 	command -v curl >/dev/null || missing="$$missing curl"; \
 	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
+	command -v nginx >/dev/null || missing="$$missing nginx-light"; \
+	command -v wrk >/dev/null || missing="$$missing wrk"; \
+	command -v cc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -n "$${ELASTICSEARCH_URL:-}" ] || { \
 		command -v java >/dev/null || missing="$$missing openjdk-17-jre-headless"; \
 		command -v mvn >/dev/null || missing="$$missing maven"; }; \
@@ -80,7 +86,7 @@ services: ## PostgreSQL, Elasticsearch, Chromium, Node and curl for the tests th
 
 clean: ## remove all environments, caches and the demo's output; your data stays
 	rm -rf $(VENV) $(MODELS) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
-	rm -rf demo-data demo-report.json demo-report.html
+	rm -rf demo-data demo-report.json demo-report.html .bench bench-report.json bench-report.svg
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,0 +1,1 @@
+"""Gateways side by side in one run: `make bench`."""
