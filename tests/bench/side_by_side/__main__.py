@@ -7,6 +7,7 @@ and upstream the last. Writes bench-report.json and bench-report.svg.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -48,7 +49,7 @@ exit codes: 0 done; 1 a figure of ours could not be measured, or --short found t
     )
     parser.add_argument("--only", metavar="A,B", help="these targets, and direct, which they are compared with")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each in another order (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of each measurement (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of each measurement (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the order (%(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-report.json", help="where the report goes")
     parser.add_argument("--json", action="store_true", help="print the report instead of the table")
@@ -69,6 +70,7 @@ exit codes: 0 done; 1 a figure of ours could not be measured, or --short found t
 def main(argv: Sequence[str] | None = None) -> int:
     """See `--help`."""
     asked = arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what sleeps is ended as well
     if missing():
         install_programs(["nginx-light", "wrk", "util-linux", "gcc", "libc6-dev"], say)
     if lacking := missing():
@@ -95,7 +97,7 @@ def _side_by_side(asked: argparse.Namespace, folder: Path, environments: Path) -
     starts = {name: TARGETS[name] for name in asked.names if name not in not_measured}
     plan = whole_plan(asked.rounds, asked.seconds, asked.seed)
     measured = measure(starts, plan, folder, environments, say)
-    report = as_report(measured, not_measured, facts)
+    report = as_report(measured, asked.names, not_measured, facts)
     asked.out.write_text(json.dumps(report, indent=2) + "\n")
     asked.out.with_suffix(".svg").write_text(plot(report))
     print(json.dumps(report, indent=2) if asked.json else table(report))

@@ -63,8 +63,9 @@ def running(
         try:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            signalled(started, signal.SIGKILL)
+            process.kill()
             process.wait()
+        signalled(started, signal.SIGKILL)  # those that their parent left behind
 
 
 def tree(pid: int) -> list[int]:

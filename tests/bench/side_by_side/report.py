@@ -24,13 +24,13 @@ OURS: Final = "understudy"
 _DIGITS: Final = {"requests_per_s": 0, "cpu_us_per_request": 1, "cpu_us_per_event": 1, "resident_mb": 1}
 
 
-def as_report(measured: Measured, not_measured: Mapping[str, str], about: JSON) -> JSON:
+def as_report(measured: Measured, asked: Sequence[str], not_measured: Mapping[str, str], about: JSON) -> JSON:
     """`targets` has the six figures of each; `details` all that was measured, with its spread over the rounds.
 
     What a target added is its figure less that of `direct` in the same round; `added_p50_ms` and `added_p99_ms` are of
     one connection or of many, whichever is worse. A figure that could not be measured is null, `problems` says why.
     """
-    names = [name for name in measured.rounds[0] | {n: {} for r in measured.rounds for n in r}]
+    names = [name for name in asked if any(name in each for each in measured.rounds)]
     details = {name: _details(measured, name) for name in names}
     return {
         "targets": {name: _figures(details[name]) for name in names},
@@ -153,6 +153,7 @@ def table(report: JSON) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{name} was not measured: {why}" for name, why in report["not_measured"].items())]
     lines += [f"{name}: {why}" for name, reasons in report["problems"].items() for why in reasons]
+    lines += [line for name, details in report["details"].items() for line in _fell_behind(name, details)]
     ours = report["details"].get(OURS, {})
     if "shipped_per_s" in ours:
         shipped, spent = ours["shipped_per_s"]["median"], ours["shipper_cpu_us_per_exchange"]["median"]
@@ -163,6 +164,18 @@ def table(report: JSON) -> str:
         )
     lines += [_said(goal) for goal in report["goals"]]
     return "\n".join(lines)
+
+
+def _fell_behind(name: str, details: JSON) -> list[str]:
+    """What did not come in time, or came wrong."""
+    lines = [
+        f"{name}: {details[figure]['max']:,.0f} of the events of {what} were {how}"
+        for prefix, what in (("", "256 streams"), ("many_streams_", "1,000 streams"))
+        for figure, how in ((f"{prefix}events_lost", "lost or not there in time"), (f"{prefix}events_merged", "merged"))
+        if figure in details and details[figure]["max"]
+    ]
+    late = [details[figure]["max"] for figure in details if figure.endswith("_unanswered")]
+    return [*lines, f"{name}: up to {max(late):,.0f} requests were not answered in time"] if any(late) else lines
 
 
 def _cell(details: JSON, figure: str, digits: int) -> str:

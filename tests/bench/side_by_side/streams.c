@@ -6,7 +6,7 @@
  *
  * streams hold --port N --request FILE --streams N --events N [--ramp-ms 1000] [--patience SECONDS]
  *   Opens the streams evenly over the ramp, reads each to its end and prints a line of JSON: events that were lost (a number is
- *   missing), merged (one event with two contents), repeated or out of order; the time to the first token, each event's way
+ *   missing, or has not come when the patience ends), merged (one event with two contents), repeated or out of order; the time to the first token, each event's way
  *   from upstream to client, and by how much the gap before it grew on that way. Before that line it says `open EVENTS` when
  *   each stream has had an event, and `closing EVENTS` when the first one ends: between the two nothing but events happens. */
 #include "http1.h"
@@ -287,7 +287,7 @@ static void say(const char *what) {
 
 static void end(struct held *s) {
     if (!held.closing++) say("closing");
-    if (s->reply.status != 200) held.bad_status++;
+    if (s->reply.status && s->reply.status != 200) held.bad_status++;
     else if (!s->whole || !s->done) held.broken++;
     if (s->next < held.events) held.lost += (size_t)(held.events - s->next);
     s->state = ENDED;

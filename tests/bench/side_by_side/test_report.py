@@ -30,17 +30,16 @@ def one_round(more: float) -> Round:
 def report() -> dict[str, Any]:
     once = {"many_streams_events_lost": 0.0, "many_streams_events_merged": 1.0, "shipped_per_s": 8000.0}
     measured = Measured(
-        [one_round(more) for more in (0.0, 2.0, 1.0)],
+        [dict(reversed(one_round(more).items())) for more in (0.0, 2.0, 1.0)],
         {"portkey": ["it does not start"], "nginx": ["streams: refused"]},
         {"understudy": once | {"shipper_cpu_us_per_exchange": 61.0}},
     )
-    return as_report(measured, {"litellm": "pip failed"}, ABOUT)
+    return as_report(measured, list(TARGETS), {"litellm": "pip failed"}, ABOUT)
 
 
 def test_each_target_has_the_six_figures(report: dict[str, Any]) -> None:
-    assert {name: tuple(figures) for name, figures in report["targets"].items()} == dict.fromkeys(
-        ("direct", "nginx", "understudy"), FIGURES
-    )
+    assert list(report["targets"]) == list(report["details"]) == ["direct", "nginx", "understudy"]
+    assert {tuple(figures) for figures in report["targets"].values()} == {FIGURES}
     assert report["targets"]["understudy"] == {
         "requests_per_s": 10_100,
         "cpu_us_per_request": 75.0,
@@ -83,6 +82,7 @@ def test_the_table_has_a_row_for_each_target(report: dict[str, Any]) -> None:
     rows = [line for line in table(report).splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     assert "| understudy | 10,100 ±1% | 75.0 |" in rows[4]
+    assert "understudy: 1 of the events of 1,000 streams were merged" in table(report)
     assert "8,000 a second once the load is gone; so 8,000 requests/s can be sustained" in table(report)
 
 
