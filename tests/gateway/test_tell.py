@@ -209,3 +209,14 @@ def test_variables_that_cannot_be_used_are_told(monkeypatch: pytest.MonkeyPatch)
         "OTEL_EXPORTER_OTLP_*: no traces",
         "OTEL_EXPORTER_OTLP_*: no metrics",
     ]
+
+
+async def test_a_call_that_was_in_flight_at_a_kill_is_told(tmp_path: Path) -> None:
+    """Its span says so; the worker noted the trace before it called the upstream."""
+    channel, spool = Channel(), Spool(tmp_path / "spool", SpoolSettings(fsync="never"), Metrics())
+    about = {"id": "a" * 32, "timestamp": time.time(), "workload_id": "w", "arm": "incumbent"}
+    spool.begin(about | {"trace_id": "b" * 32, "span": [7, "b7ad6b7169203331", "", None]}, b'{"model": "m"}')
+    spool.close()
+    teller_of(tmp_path, channel, CollectorRegistry()).tell_once()
+    (span,) = channel.spans
+    assert (span.span_id, span.parent, span.error) == (7, 0xB7AD6B7169203331, "gateway_killed")
