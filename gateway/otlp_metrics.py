@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -30,6 +31,8 @@ from gateway.spans import OPERATIONS, error_of
 from gateway.telemetry import TellMetrics, registry_of
 
 __all__ = ["GenAI", "MetricSender", "converted"]
+
+log = structlog.get_logger(__name__)
 
 _SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -119,10 +122,20 @@ class MetricSender:
         self._exporter.shutdown()
 
     def _run(self) -> None:
-        ending = False
+        ending, delivers = False, True
         while not ending:
             ending = self._closing.wait(self._interval)
-            self._send()
+            delivered = self._sent()
+            if delivered != delivers:
+                delivers = delivered
+                log.warning("delivered again" if delivered else "not delivered", what="metrics")
+
+    def _sent(self) -> bool:
+        try:
+            return self._send()
+        except Exception:  # a fence: what is wrong at one time must not end the thread
+            log.exception("metrics could not be read")
+            return False
 
     def _send(self) -> bool:
         registry = self._own if self._shared is None else registry_of(self._shared)
