@@ -9,7 +9,7 @@ from flywheel.exchange_lines import seconds
 from gateway.auth import Key, Scope
 from gateway.keys import Kept, Keys
 
-__all__ = ["MOST", "MOST_USD", "NewKey", "kept_json", "key_json", "make"]
+__all__ = ["MOST", "MOST_USD", "NewKey", "Text", "kept_json", "key_json", "make"]
 
 MOST: Final = 2_000_000_000  # of a limit: what a counter holds
 MOST_USD: Final = 200_000
@@ -19,6 +19,12 @@ _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _LONGEST: Final = 255
 
 JSON = dict[str, Any]
+
+
+def _storable(text: str) -> str:
+    if "\0" in text or text != text.encode(errors="ignore").decode():
+        raise ValueError("wants Unicode text without the character 0, for the control database holds no other")
+    return text
 
 
 def _name(text: str) -> str:
@@ -37,6 +43,7 @@ def _scopes(named: object) -> object:
     return named
 
 
+Text = Annotated[str, AfterValidator(_storable)]
 Name = Annotated[str, AfterValidator(_name)]
 
 
@@ -50,7 +57,7 @@ class NewKey(BaseModel):
     scopes: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = Field(
         default=(Scope.DATA,), description="What it may be used for: data, feedback, admin."
     )
-    models: tuple[str, ...] = Field(default=(), description="Models that it may be routed to; all if none.")
+    models: tuple[Text, ...] = Field(default=(), description="Models that it may be routed to; all if none.")
     rpm: int | None = Field(default=None, ge=1, le=MOST, description="Requests a minute.")
     tpm: int | None = Field(default=None, ge=1, le=MOST, description="Tokens a minute, read and written.")
     daily_usd: float | None = Field(

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flywheel.api.bodies import AuditBody
+from flywheel.client_keys import Text
 from routing.audit import as_json
 from routing.audit_store import newest
 from routing.tables import reading
@@ -29,9 +30,9 @@ class AuditRoutes:
     async def listing(
         self,
         kind: Annotated[
-            str | None, Query(description="Only this kind, as rollout.approved, or family, as rollout.")
+            Text | None, Query(description="Only this kind, as rollout.approved, or family, as rollout.")
         ] = None,
-        subject: Annotated[str | None, Query(description="Only this rollout, run, adapter, key or snapshot.")] = None,
+        subject: Annotated[Text | None, Query(description="Only this rollout, run, adapter, key or snapshot.")] = None,
         limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 20,
     ) -> list[JSON]:
         """Entries, newest first: rollouts, runs, datasets, adapters, keys, config snapshots, what was erased."""

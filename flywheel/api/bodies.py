@@ -1,10 +1,10 @@
 """What the control plane's requests say and what its replies hold, as OpenAPI describes them."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from flywheel.client_keys import NewKey
+from flywheel.client_keys import NewKey, Text
 from routing.approval import Approval
 from routing.evidence import Kind, Metric
 from routing.rollout import Degraded, Observed, RolloutPolicy, State
@@ -26,15 +26,6 @@ __all__ = [
     "TrafficBody",
     "WhoBody",
 ]
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("wants a text without the character 0, which the control database cannot hold")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_storable)]
 
 
 class _Asking(BaseModel):

@@ -10,6 +10,7 @@ from flywheel import intent, status
 from flywheel.api.bodies import AskedBody, PromoteBody, RolloutBody, StartBody, StartedBody
 from flywheel.api.guard import Caller
 from flywheel.api.rules_file import RulesFile
+from flywheel.client_keys import Text
 from flywheel.intent import Asked
 from gateway.ids import new_id
 from gateway.logstore import LogStore
@@ -22,7 +23,7 @@ __all__ = ["RolloutRoutes"]
 _LOG_SECONDS = 15.0  # a page that is left open must not keep the log store busy
 
 JSON = dict[str, Any]
-Name = Annotated[str, Path(description="A rollout's id, or the workload whose rollout is meant.")]
+Name = Annotated[Text, Path(description="A rollout's id, or the workload whose rollout is meant.")]
 Verb = Callable[[Rollouts, str, Asked], Awaitable[Rollout]]
 
 
@@ -48,7 +49,7 @@ class RolloutRoutes:
 
     async def listing(
         self,
-        workload: Annotated[str | None, Query(description="Only this workload.")] = None,
+        workload: Annotated[Text | None, Query(description="Only this workload.")] = None,
         live: Annotated[bool, Query(description="Only those that hold their workload.")] = False,
         limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 100,
     ) -> list[JSON]:
