@@ -44,6 +44,7 @@ class Held:
 
     events: int
     lost: int
+    late: int  # not there when the patience ended
     merged: int
     ttft_p99: float
     delay_p50: float
@@ -101,6 +102,7 @@ def held_of(output: str) -> Held:
         return Held(
             events=found["events"],
             lost=found["lost"] + found["unreadable"],
+            late=found["late"],
             merged=found["merged"] + found["repeated"],
             ttft_p99=found["ttft_ms"]["p99"],
             delay_p50=delay["p50"],

@@ -169,10 +169,10 @@ def table(report: JSON) -> str:
 def _fell_behind(name: str, details: JSON) -> list[str]:
     """What did not come in time, or came wrong."""
     lines = [
-        f"{name}: {details[figure]['max']:,.0f} of the events of {what} were {how}"
+        f"{name}: {details[f'{prefix}events_{kind}']['max']:,.0f} of the events of {what} were {how}"
         for prefix, what in (("", "256 streams"), ("many_streams_", "1,000 streams"))
-        for figure, how in ((f"{prefix}events_lost", "lost or not there in time"), (f"{prefix}events_merged", "merged"))
-        if figure in details and details[figure]["max"]
+        for kind, how in (("lost", "lost"), ("late", "not there in time"), ("merged", "merged"))
+        if details.get(f"{prefix}events_{kind}", {}).get("max")
     ]
     late = [details[figure]["max"] for figure in details if figure.endswith("_unanswered")]
     return [*lines, f"{name}: up to {max(late):,.0f} requests were not answered in time"] if any(late) else lines

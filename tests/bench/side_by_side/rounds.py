@@ -127,11 +127,11 @@ def _held(target: Target, programs: Programs, seconds: float, count: int, prefix
         marks[what] = events, cpu_seconds(target.serving)
         memory.append(resident_mb(target.workers))
 
-    ramp = 1.0 if count <= STREAMS else 2.0
+    ramp, patience = (1.0, 6.0) if count <= STREAMS else (2.0, 20.0)
     events = round(EVENTS * (seconds + ramp))
     sent = request(chat(PROMPT, stream=True, max_tokens=events), target.headers)
     held = programs.hold(
-        target.port, sent, streams=count, events=events, ramp=ramp, patience=ramp + seconds + 6, steady=steady
+        target.port, sent, streams=count, events=events, ramp=ramp, patience=ramp + seconds + patience, steady=steady
     )
     used, relayed = cpu_seconds(target.serving) - started, held.events
     if "open" in marks and marks["closing"][0] - marks["open"][0] >= held.events / 4:
@@ -145,6 +145,7 @@ def _held(target: Target, programs: Programs, seconds: float, count: int, prefix
             "event_gap_p99_ms": held.gap_p99,
             "events": held.events,
             "events_lost": held.lost,
+            "events_late": held.late,
             "events_merged": held.merged,
             "resident_mb": max(memory),
         }.items()

@@ -6,7 +6,7 @@
  *
  * streams hold --port N --request FILE --streams N --events N [--ramp-ms 1000] [--patience SECONDS]
  *   Opens the streams evenly over the ramp, reads each to its end and prints a line of JSON: events that were lost (a number is
- *   missing, or has not come when the patience ends), merged (one event with two contents), repeated or out of order; the time to the first token, each event's way
+ *   missing), not come when the patience ended, merged (one event with two contents), repeated or out of order; the time to the first token, each event's way
  *   from upstream to client, and by how much the gap before it grew on that way. Before that line it says `open EVENTS` when
  *   each stream has had an event, and `closing EVENTS` when the first one ends: between the two nothing but events happens. */
 #include "http1.h"
@@ -230,7 +230,7 @@ static struct {
     int begun, with_event, ended, closing;
     double *ttft, *delay, *gap;
     size_t ttfts, delays, gaps;
-    size_t received, lost, merged, repeated, unreadable, bad_status, broken;
+    size_t received, lost, late, merged, repeated, unreadable, bad_status, broken;
 } held;
 
 /* An event came whole. Its text may hold fields and framing of the server's own; the content is found in it. */
@@ -285,11 +285,13 @@ static void say(const char *what) {
     fflush(stdout);
 }
 
-static void end(struct held *s) {
+static void end(struct held *s, int in_time) {
+    size_t missing = s->next < held.events ? (size_t)(held.events - s->next) : 0;
     if (!held.closing++) say("closing");
     if (s->reply.status && s->reply.status != 200) held.bad_status++;
-    else if (!s->whole || !s->done) held.broken++;
-    if (s->next < held.events) held.lost += (size_t)(held.events - s->next);
+    else if (in_time && (!s->whole || !s->done)) held.broken++;
+    if (in_time) held.lost += missing;
+    else held.late += missing;
     s->state = ENDED;
     held.ended++;
     close(s->fd);
@@ -310,7 +312,7 @@ static void ready(struct held *s, uint32_t events) {
     if (s->state == CONNECTING && events & EPOLLOUT && !(events & (EPOLLERR | EPOLLHUP))) {
         s->state = STREAMING;
         watch(held.epoll, EPOLL_CTL_MOD, s->fd, EPOLLIN, s);
-        if (send(s->fd, held.request, held.request_size, MSG_NOSIGNAL) != (ssize_t)held.request_size) end(s);
+        if (send(s->fd, held.request, held.request_size, MSG_NOSIGNAL) != (ssize_t)held.request_size) end(s, 1);
         return;
     }
     ssize_t n = recv(s->fd, data, sizeof data, 0);
@@ -319,7 +321,7 @@ static void ready(struct held *s, uint32_t events) {
     if (n > 0) reply_feed(&s->reply, data, (size_t)n, take_body, s);
     if (was_open < held.count && held.with_event == held.count) say("open");
     s->whole = s->reply.part == DONE || (n == 0 && s->reply.part == UNTIL_CLOSE);
-    if (n <= 0 || s->whole || s->reply.part == BROKEN) end(s);
+    if (n <= 0 || s->whole || s->reply.part == BROKEN) end(s, 1);
 }
 
 static void hold(int64_t ramp, double patience) {
@@ -335,7 +337,7 @@ static void hold(int64_t ramp, double patience) {
             if (events[i].data.ptr) ready(events[i].data.ptr, events[i].events);
     }
     for (int i = 0; i < held.begun; i++)
-        if (held.streams[i].state != ENDED) end(&held.streams[i]);
+        if (held.streams[i].state != ENDED) end(&held.streams[i], 0);
 }
 
 static int run_hold(int64_t ramp, double patience) {
@@ -346,9 +348,9 @@ static int run_hold(int64_t ramp, double patience) {
     held.delay = calloc(all, sizeof(double));
     held.gap = calloc(all, sizeof(double));
     hold(ramp, patience);
-    printf("{\"streams\": %d, \"expected\": %zu, \"events\": %zu, \"lost\": %zu, \"merged\": %zu, \"repeated\": %zu, "
+    printf("{\"streams\": %d, \"expected\": %zu, \"events\": %zu, \"lost\": %zu, \"late\": %zu, \"merged\": %zu, \"repeated\": %zu, "
            "\"unreadable\": %zu, \"bad_status\": %zu, \"broken\": %zu, ",
-           held.count, all, held.received, held.lost, held.merged, held.repeated, held.unreadable, held.bad_status,
+           held.count, all, held.received, held.lost, held.late, held.merged, held.repeated, held.unreadable, held.bad_status,
            held.broken);
     print_percentiles("ttft_ms", held.ttft, held.ttfts);
     printf(", ");

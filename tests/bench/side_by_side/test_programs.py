@@ -23,7 +23,7 @@ from tests.bench.side_by_side.programs import (
     request,
 )
 from tests.bench.side_by_side.targets import Place, chat, upstream
-from tests.gateway.fakes import Received, Script, plain
+from tests.gateway.fakes import Received, Script, plain, sse
 from tests.gateway.fakes import upstream as server
 from tests.ports import free_port
 
@@ -170,11 +170,18 @@ async def test_a_stream_that_breaks_has_lost_the_rest(programs: Programs) -> Non
     assert (found.events, found.lost) == (2, EVENTS - 2)
 
 
-async def hold(programs: Programs, url: str, streams: int) -> Held:
+async def test_what_does_not_come_is_late_not_lost(programs: Programs) -> None:
+    events = [b"data: @%d:%d@\n\n" % (at, time.monotonic_ns()) for at in range(2)]
+    async with server(sse(*events, end="hang")) as fake:
+        found = await hold(programs, fake.url, 1, patience=0.5)
+    assert (found.events, found.lost, found.late) == (2, 0, EVENTS - 2)
+
+
+async def hold(programs: Programs, url: str, streams: int, patience: float = 20) -> Held:
     def run() -> Held:
         sent = request(chat("Hello", stream=True), {})
         return programs.hold(
-            port(url), sent, streams=streams, events=EVENTS, ramp=0.03, patience=5, steady=lambda *_: None
+            port(url), sent, streams=streams, events=EVENTS, ramp=0.03, patience=patience, steady=lambda *_: None
         )
 
     return await asyncio.to_thread(run)
@@ -206,8 +213,9 @@ LOADED = {
     "reconnected": 0, "latency_ms": {"n": 9, "p50": 0.2, "p99": 0.9, "max": 1.0},
 }  # fmt: skip
 HELD = {
-    "streams": 2, "expected": 20, "events": 19, "lost": 1, "merged": 0, "repeated": 2, "unreadable": 0, "bad_status": 0,
-    "broken": 0, **{name: {"n": 2, "p50": 1.0, "p99": 2.0, "max": 3.0} for name in ("ttft_ms", "delay_ms", "gap_ms")},
+    "streams": 2, "expected": 20, "events": 19, "lost": 1, "late": 3, "merged": 0, "repeated": 2, "unreadable": 0,
+    "bad_status": 0, "broken": 0,
+    **{name: {"n": 2, "p50": 1.0, "p99": 2.0, "max": 3.0} for name in ("ttft_ms", "delay_ms", "gap_ms")},
 }  # fmt: skip
 WRK = {"requests": 10, "bytes": 10_000, "microseconds": 2_000_000, "status": 0, "read": 0, "write": 0, "connect": 0}
 
@@ -215,7 +223,7 @@ WRK = {"requests": 10, "bytes": 10_000, "microseconds": 2_000_000, "status": 0, 
 def test_what_the_programs_print_is_read() -> None:
     assert latencies_of(json.dumps(LOADED)) == Latencies(p50=0.2, p99=0.9, unanswered=0)
     held = held_of(json.dumps(HELD))
-    assert (held.events, held.lost, held.merged, held.gap_p99) == (19, 1, 2, 2.0)
+    assert (held.events, held.lost, held.late, held.merged, held.gap_p99) == (19, 1, 3, 2, 2.0)
     assert closed_loop_of("wrk's own lines\n" + json.dumps(WRK) + "\n", least_bytes=850) == (10, 2.0)
 
 
