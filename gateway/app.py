@@ -31,7 +31,8 @@ from gateway.tasks import Tasks
 from gateway.tee import Sink
 from gateway.telemetry import Metrics, exposition
 from gateway.tracing import tracing_of
-from gateway.upstream.direct import DirectUpstream
+from gateway.upstream.chosen import ChosenUpstream
+from gateway.upstream.via_litellm import LitellmUpstream
 from routing.store import Rollouts, connect
 
 __all__ = ["build"]
@@ -53,9 +54,9 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
     snapshot = Snapshot(settings, Rollouts(engine), metrics)
     gate = _gate(settings, engine, snapshot)
     spool = spool or Spool(settings.spool_dir, settings.spool, metrics)
-    upstream = DirectUpstream()
+    upstream = ChosenUpstream(providers := LitellmUpstream())
     redactor = redactor_of(settings.privacy)
-    mirrors = Mirrors(upstream=DirectUpstream(), sink=spool, metrics=metrics, redactor=redactor)
+    mirrors = Mirrors(upstream=ChosenUpstream(providers), sink=spool, metrics=metrics, redactor=redactor)
     breakers = Breakers()
     proxy = Proxy(
         upstream=upstream,
@@ -68,14 +69,17 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
         redactor=redactor,
     )
 
+    async def prepare() -> None:
+        providers.prepare(snapshot.table.models)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         tasks = Tasks()
         if gate is None:
-            tasks.spawn("snapshot", snapshot.run())
+            tasks.spawn("snapshot", snapshot.run(prepare))
         else:
             await gate.start()
-            tasks.spawn("snapshot", snapshot.run(gate.refresh))
+            tasks.spawn("snapshot", snapshot.run(prepare, gate.refresh))
         if publisher is not None:
             tasks.spawn("rules", publisher.run())
         tasks.spawn("spool", spool.run())
@@ -83,6 +87,7 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
         await mirrors.close(settings.gateway.drain)
         await tasks.close()
         await upstream.close()
+        await providers.close()
         spool.close()
         if gate is not None:
             gate.close()

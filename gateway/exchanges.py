@@ -10,8 +10,9 @@ from gateway.assemble import assemble, usage_of
 from gateway.encodings import CannotUnpack, unpacked
 from gateway.records import JSON, Arm, Attempt, Exchange, MirrorFate, Outcome, Usage
 from gateway.tail import Record
+from routing.targets import Price
 
-__all__ = ["body_of", "cost_of", "to_exchange"]
+__all__ = ["body_of", "cost_of", "rates", "to_exchange"]
 
 _NOT_FIELDS = ("frame", "at", "pii", "assembled", "span", "span_end", "method", "provider")
 _MAX_BODY = 64 * 1024 * 1024
@@ -24,7 +25,7 @@ def to_exchange(record: Record) -> Exchange:
     """
     header: dict[str, Any] = {name: value for name, value in record.header.items() if name not in _NOT_FIELDS}
     counted = header.pop("usage", None)
-    price = header.pop("price", (0.0, 0.0))
+    price = header.pop("price", None)
     if not record.ended:
         header |= {"arm": header.get("arm", Arm.INCUMBENT), "outcome": Outcome.GATEWAY_KILLED}
         header["stream"] = record.response.startswith((b"data:", b":", b"event:"))
@@ -54,9 +55,14 @@ def body_of(raw: bytes, header: Mapping[str, Any]) -> JSON | None:
     return assemble(body) or _raw(body)
 
 
-def cost_of(usage: Usage | None, price: tuple[float, float]) -> float | None:
-    """USD; `price` is for a million tokens, read and written. None where nothing was counted."""
-    if usage is None:
+def rates(price: Price | None) -> tuple[float, float] | None:
+    """A price as a record keeps it: USD for a million tokens, read and written."""
+    return None if price is None else (price.input, price.output)
+
+
+def cost_of(usage: Usage | None, price: tuple[float, float] | None) -> float | None:
+    """USD; `price` as `rates` gives it. None where nothing was counted, or nobody knows the price."""
+    if usage is None or price is None:
         return None
     return (usage.input_tokens * price[0] + usage.output_tokens * price[1]) / 1e6
 

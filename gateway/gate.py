@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.auth import Key, Refusal, Scope, authorise, bearer, digest_of, may_use, scope_of, without_credentials
 from gateway.errors import RequestRefused, error_body
-from gateway.exchanges import cost_of
+from gateway.exchanges import cost_of, rates
 from gateway.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metering import used
@@ -46,10 +46,10 @@ class Account:
             self._limits.count_request(key, now)
         return refusal
 
-    def charge(self, end: bytes, price: Price, *, sent: int, size: int, stream: bool, encoding: str) -> None:
+    def charge(self, end: bytes, price: Price | None, *, sent: int, size: int, stream: bool, encoding: str) -> None:
         """A reply is over: see `metering.used`."""
         usage = used(end, sent=sent, size=size, stream=stream, encoding=encoding)
-        cost = cost_of(usage, (price.input, price.output)) or 0.0
+        cost = cost_of(usage, rates(price)) or 0.0
         self._limits.count_reply(self.key, time.time(), usage.input_tokens + usage.output_tokens, cost)
 
 

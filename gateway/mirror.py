@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gateway.assemble import usage_of
 from gateway.errors import UpstreamError, UpstreamTimeout
-from gateway.exchanges import body_of, cost_of
+from gateway.exchanges import body_of, cost_of, rates
 from gateway.ids import new_id
 from gateway.records import Arm, MirrorFate, Outcome
 from gateway.redact import Redactor
@@ -96,8 +96,8 @@ class Mirrors:
                 "model": name,
                 "arm": Arm.MIRROR,
                 "latency_ms": round((time.perf_counter() - started) * 1000, 3),
-                "provider": model.upstream,
-                "price": (price.input, price.output),
+                "provider": model.provider,
+                "price": rates(price),
             }
             if call.trace is not None:
                 call.trace.end_log(header)
@@ -135,10 +135,10 @@ class Mirrors:
         finally:
             reply.close()
 
-    def _spend(self, mirror: MirrorTarget, received: list[bytes], stream: bool, price: Price) -> None:
+    def _spend(self, mirror: MirrorTarget, received: list[bytes], stream: bool, price: Price | None) -> None:
         if mirror.daily_budget_usd is None or not received:
             return
-        cost = cost_of(usage_of(body_of(b"".join(received), {"stream": stream})), (price.input, price.output))
+        cost = cost_of(usage_of(body_of(b"".join(received), {"stream": stream})), rates(price))
         if cost is not None:
             key = (mirror.target.name, int(time.time() // _DAY))
             self._spent = {k: v for k, v in self._spent.items() if k[1] == key[1]}

@@ -53,7 +53,7 @@ def models_of(table: RouteTable, key: Key | None, tripped: list[str]) -> list[di
     bare = key is not None and bool(key.models)
     asked = _asked_for(table)
     found = [
-        _object(name, model.upstream, {} if bare else _detail(table, model, asked.get(name, []), tripped))
+        _object(name, model.provider, {} if bare else _detail(table, model, asked.get(name, []), tripped))
         for name, model in table.models.items()
         if key is None or may_use(key, name) is None
     ]
@@ -83,7 +83,7 @@ def _detail(table: RouteTable, model: Model, workloads: list[str], tripped: list
     return {
         "model": model.model,
         "adapters": model.adapters,
-        "price": {"input": model.price.input, "output": model.price.output},
+        "price": {"input": model.price.input, "output": model.price.output} if model.price else None,
         "open_breakers": [name for name in tripped if Ref.parse(name).model == model.name],
         "workloads": workloads,
         "parts": [part for plan in table.plans.values() for part in _parts(plan, model.name)],

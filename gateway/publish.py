@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from gateway.config import Settings, environment
+from gateway.prices import listed_price
 from routing.errors import RulesError
 from routing.packed import pack, unpack
 from routing.rules import Rules, load
@@ -110,7 +111,7 @@ class Publisher:
 
     def _load(self) -> Rules:
         with without_collecting():
-            return load(self._file, environment())
+            return load(self._file, environment(), listed_price)
 
     def _write(self, published: Published) -> None:
         replace_file(self._to, msgspec.msgpack.encode(published))

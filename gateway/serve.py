@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -16,6 +15,8 @@ from gateway.signals import signals_of
 from gateway.supervise import Child, Supervisor, python, stop_on_signals
 from gateway.tasks import Tasks
 from gateway.tell import is_told
+from gateway.upstream.via_litellm import installed, missing
+from routing.proxies import peer_of
 from routing.targets import Model
 
 __all__ = ["serve"]
@@ -116,14 +117,15 @@ async def _listen(settings: Settings) -> socket.socket:
 async def _say_what_is_missing(models: list[Model]) -> None:
     """A dead upstream is told at start, and stops nothing."""
     for model in models:
-        parts = urlsplit(model.base_url)
+        if model.upstream == "litellm" and not installed():
+            log.warning("upstream cannot be called", model=model.name, error=str(missing()))
+        peer = peer_of(model)
+        if peer is None:
+            continue
         try:
             async with asyncio.timeout(2):
-                _, writer = await asyncio.open_connection(
-                    parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-                )
+                _, writer = await asyncio.open_connection(*peer)
             writer.close()
         except (OSError, TimeoutError) as error:
-            log.warning(
-                "upstream cannot be reached", model=model.name, url=model.base_url, error=str(error) or "timeout"
-            )
+            url = model.base_url if model.proxy is None else f"proxy {peer[0]}:{peer[1]}"
+            log.warning("upstream cannot be reached", model=model.name, url=url, error=str(error) or "timeout")

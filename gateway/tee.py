@@ -9,7 +9,7 @@ from gateway.assemble import usage_of
 from gateway.auth import Key
 from gateway.concurrency import Place
 from gateway.errors import CannotRedact
-from gateway.exchanges import body_of
+from gateway.exchanges import body_of, rates
 from gateway.metering import END
 from gateway.records import Arm, Attempt, MirrorFate, Outcome
 from gateway.redact import Redacted, Redactor
@@ -53,7 +53,7 @@ class Account(Protocol):
 
     key: Key
 
-    def charge(self, end: bytes, price: Price, *, sent: int, size: int, stream: bool, encoding: str) -> None: ...
+    def charge(self, end: bytes, price: Price | None, *, sent: int, size: int, stream: bool, encoding: str) -> None: ...
 
 
 class Sink(Protocol):
@@ -235,7 +235,7 @@ class Tee:
         call, decision, target = self.call, self.decision, self.target
         return log_header(call, self.tags, decision) | {
             "model": target.name if target else "",
-            "provider": target.model.upstream if target else "",
+            "provider": target.model.provider if target else "",
             "arm": self.arm,
             "outcome": outcome,
             "status": self.status,
@@ -248,7 +248,7 @@ class Tee:
             "breaker": decision.breaker,
             "attempts": [asdict(attempt) for attempt in self.attempts],
             "encoding": self.encoding,
-            "price": (target.model.price.input, target.model.price.output) if target else (0.0, 0.0),
+            "price": rates(target.model.price) if target else None,
         }
 
 

@@ -151,7 +151,7 @@ def tracing_of(signals: Signals) -> Tracing | None:
 
 def _about(target: Target) -> tuple[str, str, str, str, int]:
     model = target.model
-    return (target.name, model.upstream, model.model, *_address(model.base_url))
+    return (target.name, model.provider, model.model, *_address(model.base_url))
 
 
 @lru_cache(maxsize=1024)

@@ -18,12 +18,15 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "File.models": "Named targets: where to send, as which upstream model, at which price.",
     "File.workloads": "By name, in order: the first workload whose match holds takes the request.",
     "File.default": "The workload `default`: for requests that no other takes.",
-    "ModelSection.upstream": "What kind of server it is; all speak OpenAI's API.",
-    "ModelSection.base_url": "http:// or https:// up to and with /v1, or env:NAME.",
-    "ModelSection.model": "The name that the server knows the model by.",
+    "ModelSection.upstream": "What kind of server it is; litellm: a provider that does not speak OpenAI's API.",
+    "ModelSection.base_url": "http:// or https:// up to and with /v1, or env:NAME. A provider's may be left out.",
+    "ModelSection.model": "The name that the server knows the model by; of litellm PROVIDER/NAME.",
     "ModelSection.api_key": "env:NAME, the environment variable that holds the key; never the key itself.",
     "ModelSection.adapters": "true where the server takes LoRA adapters while it serves (vLLM with --enable-lora).",
-    "ModelSection.price": "USD per million tokens.",
+    "ModelSection.options": "Of litellm: what it is told beside, as aws_region_name; a secret is env:NAME.",
+    "ModelSection.ca_file": "Certificates to trust instead of the system's, as a PEM file.",
+    "ModelSection.proxy": "HTTP proxy on the way, as http://proxy:3128 or env:NAME; none: whatever HTTPS_PROXY says.",
+    "ModelSection.price": "USD per million tokens; without it a provider's is litellm's, and all others are unknown.",
     "ModelSection.timeouts": "Deadlines of a call to this model.",
     "ModelSection.retries": "A failed call is sent to this model again, before its first byte.",
     "ModelSection.limits": "Calls at a time, and how many more may wait.",
@@ -133,6 +136,7 @@ REFINED: Final[Mapping[str, JSON]] = {
     "File.rollouts": {"enum": [True, False, "on", "off"]},  # YAML 1.2 editors read on and off as words
     "ModelSection.base_url": {"pattern": "^(https?://|env:)"},
     "ModelSection.api_key": {"pattern": "^env:"},
+    "ModelSection.proxy": {"pattern": "^(https?://[^@]*|env:.*|none)$"},
     **{f"MatchSection.{key}": {"anyOf": [one, {"type": "array", "items": one}]} for key, one in ONE_OR_MORE.items()},
     "GateSection.metric": {"enum": list(METRIC_NAMES)},
     "RetriesSection.on": {"items": CAUSES},
@@ -166,6 +170,10 @@ def json_schema() -> JSON:
         body["title"] = _title(section)
     for section, keys in EITHER.items():
         sections[section]["oneOf"] = [{"required": [key]} for key in keys]
+    sections["ModelSection"]["anyOf"] = [
+        {"required": ["base_url"]},
+        {"properties": {"upstream": {"const": "litellm"}}, "required": ["upstream"]},
+    ]
     return {"$schema": DIALECT, **schema}
 
 

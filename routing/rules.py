@@ -1,7 +1,7 @@
 """routing.yaml -> RouteTable: loading, checking with file and line, and laying the rollouts' overlays over it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +16,7 @@ from routing.errors import NotFound, Refused, RulesError
 from routing.evidence import AGREEMENTS, Gate, Slices
 from routing.gates import COST_BOUND
 from routing.matching import Match
+from routing.proxies import NO_PROXY, proxy_of
 from routing.rollout import RolloutPolicy, Step
 from routing.schema import (
     BoundSection,
@@ -50,7 +51,13 @@ MIN_PAIRS = 50  # a shadow step's, and
 MIN_EXCHANGES = 20  # a canary step's fresh evidence, where the file says nothing
 
 Experiment = Literal["base", "customized"]
+Prices = Callable[[str], Price | None]
 Place = tuple[str | int, ...]
+
+
+def no_prices(_model: str) -> Price | None:
+    """For those who do not need to know what a provider's model costs."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +94,11 @@ class Rules:
     text: str = field(repr=False)
 
 
-def load(path: Path, env: Mapping[str, str]) -> Rules:
-    """Read and check a file; `env` answers `env:NAME`. Raises RulesError: one line with file, line and key."""
+def load(path: Path, env: Mapping[str, str], prices: Prices = no_prices) -> Rules:
+    """Read and check a file; `env` answers `env:NAME`. Raises RulesError: one line with file, line and key.
+
+    `prices` is asked what a provider's model costs, as anthropic/claude-sonnet-4-5, where the file does not say.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -97,17 +107,21 @@ def load(path: Path, env: Mapping[str, str]) -> Rules:
         raise RulesError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise RulesError(f"{path}: {error.strerror}") from error
-    return parse(text, str(path), env)
+    rules = parse(text, str(path), env, prices)
+    for model in rules.table.models.values():
+        if model.ca_file and not Path(model.ca_file).is_file():
+            raise RulesError(f"{path}: models.{model.name}.ca_file: {model.ca_file}: no such file")
+    return rules
 
 
-def parse(text: str, name: str, env: Mapping[str, str]) -> Rules:
+def parse(text: str, name: str, env: Mapping[str, str], prices: Prices = no_prices) -> Rules:
     """Check `text`; `name` stands for the file in messages. Raises RulesError: one line with file, line and key."""
     document = read_document(text, name)
     try:
         file = File.model_validate(document.data)
     except ValidationError as error:
         raise _first(document, error) from error
-    written = {key: _model(key, section) for key, section in file.models.items()}
+    written = {key: _model(key, section, prices) for key, section in file.models.items()}
     try:
         models = {key: resolved(model, env) for key, model in written.items()}
     except Unresolved as error:
@@ -187,21 +201,35 @@ def resolved(model: Model, env: Mapping[str, str]) -> Model:
         return env[variable]
 
     base_url = value("base_url", model.base_url)
-    if not base_url.startswith(("http://", "https://")):
+    if base_url and not base_url.startswith(("http://", "https://")):
         raise Unresolved(model.name, "base_url", "wants http:// or https://, as http://host:8000/v1")
     api_key = value("api_key", model.api_key) if model.api_key is not None else None
-    return replace(model, base_url=base_url.rstrip("/"), api_key=api_key)
+    options = tuple(
+        (name, value(f"options.{name}", said) if isinstance(said, str) else said) for name, said in model.options
+    )
+    proxy = value("proxy", model.proxy) if model.proxy is not None else proxy_of(base_url, env)
+    if model.upstream == "litellm" or proxy == NO_PROXY:
+        proxy = None
+    elif proxy is not None and not proxy.startswith(("http://", "https://")):
+        raise Unresolved(model.name, "proxy", f"wants http:// or https://, as http://proxy:3128, or {NO_PROXY}")
+    return replace(model, base_url=base_url.rstrip("/"), api_key=api_key, options=options, proxy=proxy)
 
 
-def _model(name: str, section: ModelSection) -> Model:
+def _model(name: str, section: ModelSection, prices: Prices) -> Model:
+    price = Price(input=section.price.input, output=section.price.output) if section.price else None
+    if price is None and section.upstream == "litellm":
+        price = prices(section.model)
     return Model(
         name=name,
         upstream=section.upstream,
-        base_url=section.base_url,
+        base_url=section.base_url or "",
         model=section.model,
         api_key=section.api_key,
         adapters=section.adapters,
-        price=Price(input=section.price.input, output=section.price.output),
+        options=tuple(section.options.items()),
+        ca_file=section.ca_file or "",
+        proxy=section.proxy,
+        price=price,
         timeouts=Timeouts(
             connect=min(section.timeouts.connect, section.timeouts.total),
             first_token=min(section.timeouts.first_token, section.timeouts.total),
@@ -236,6 +264,8 @@ def _check_references(document: Document, at: Place, section: RouteSection, mode
         path = (*at, "flywheel", "base_models", i)
         if name not in models:
             raise document.error(path, f'no model "{name}"{suggest(name, models)}')
+        if models[name].upstream == "litellm":
+            raise document.error(path, f'model "{name}" is a provider\'s: runs try models on servers of your own')
         if flywheel and "customized" in flywheel.experiments and not models[name].adapters:
             raise document.error(path, f'model "{name}" serves no adapters; give it adapters: true, or drop customized')
 

@@ -11,10 +11,11 @@ from pydantic_core import PydanticCustomError
 from routing.evidence import AGREEMENTS, MORE_IS_BETTER, TAILS, Metric
 from routing.patterns import compile_re2
 from routing.rollout import OnDrift
-from routing.targets import FALLBACK_ON, RETRY_ON, Pii, RedactAt, StickyKey, Upstream
+from routing.targets import FALLBACK_ON, RETRY_ON, Option, Pii, RedactAt, StickyKey, Upstream
 
 METRICS: tuple[str, ...] = get_args(Metric)
 EXPERIMENTS = ("base", "customized")
+RESERVED = ("model", "messages", "api_key", "api_base", "base_url", "timeout", "stream", "max_retries", "num_retries")
 METRIC_NAMES = {  # what the file may call them
     **{name: name for name in METRICS},
     **{name.removesuffix("_ms"): name for name in METRICS},
@@ -27,6 +28,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*x")
 _CAUSE = re.compile(r"connect|timeout|cut|[45](?:xx|\d\d)")
+_SECRET = re.compile(r"(?i)key|secret|token|password|credential")
 _CRON = re.compile(r"[\dA-Za-z*/,\-?#]+( +[\dA-Za-z*/,\-?#]+){4}")
 
 
@@ -58,6 +60,15 @@ def _cause(value: Any) -> Any:
     if isinstance(text, str) and _CAUSE.fullmatch(text):
         return text
     raise wrong("not a failure; write connect, timeout, cut, 4xx, 5xx or a status from 400 to 599, as 429")
+
+
+def _upstream(value: Any) -> Any:
+    if value in get_args(Upstream):
+        return value
+    raise wrong(
+        "no such upstream; write openai, nim or vllm, or litellm with the provider in model, as "
+        "anthropic/claude-sonnet-4-5"
+    )
 
 
 def _serve(value: Any) -> Any:
@@ -129,14 +140,17 @@ class LimitsSection(Section):
 
 
 class ModelSection(Section):
-    """`api_key` and `base_url` may be `env:NAME`; a key may be nothing else."""
+    """`api_key`, `base_url`, `proxy` and `options` may be `env:NAME`; a secret may be nothing else."""
 
-    upstream: Upstream = "openai"
-    base_url: Name
+    upstream: Annotated[Upstream, BeforeValidator(_upstream)] = "openai"
+    base_url: Name | None = None
     model: Name
     api_key: str | None = None
     adapters: bool = False
-    price: PriceSection = PriceSection()
+    options: dict[str, Option] = {}
+    ca_file: Name | None = None
+    proxy: Name | None = None
+    price: PriceSection | None = None
     timeouts: TimeoutsSection = TimeoutsSection()
     retries: RetriesSection | None = None
     limits: LimitsSection | None = None
@@ -147,6 +161,41 @@ class ModelSection(Section):
         if value is not None and not value.startswith("env:"):
             raise wrong("a key does not belong in this file; put it in an environment variable and write env:NAME")
         return value
+
+    @field_validator("proxy")
+    @classmethod
+    def _no_login(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise wrong("a password does not belong in this file; put the URL in a variable and write env:NAME")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _references(cls, value: dict[str, Option]) -> dict[str, Option]:
+        for name, said in value.items():
+            if _SECRET.search(name) and isinstance(said, str) and not said.startswith("env:"):
+                raise wrong("a secret does not belong in this file; write env:NAME", key=name)
+            if name in RESERVED:
+                raise wrong("has a key of its own in the model", key=name)
+        return value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.upstream != "litellm":
+            if self.base_url is None:
+                raise wrong("missing", key="base_url")
+            if self.options:
+                raise wrong("only upstream: litellm takes options", key="options")
+            return self
+        provider, slash, name = self.model.partition("/")
+        if not (provider and slash and name):
+            raise wrong("wants its provider, as anthropic/claude-sonnet-4-5", key="model")
+        for key, variable in (("ca_file", "SSL_CERT_FILE"), ("proxy", "HTTPS_PROXY")):
+            if getattr(self, key) is not None:
+                raise wrong(f"not with upstream: litellm, which heeds the variable {variable}", key=key)
+        if self.adapters:
+            raise wrong("a provider takes no adapters of ours", key="adapters")
+        return self
 
 
 class MatchSection(Section):

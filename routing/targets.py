@@ -8,10 +8,11 @@ from typing import Literal
 from routing.errors import RulesError
 from routing.matching import Match, Matching
 
-Upstream = Literal["openai", "nim", "vllm"]
+Upstream = Literal["openai", "nim", "vllm", "litellm"]
 StickyKey = Literal["session", "user", "conversation"]
 Pii = Literal["off", "mask", "drop"]
 RedactAt = Literal["before_store", "before_spool"]
+Option = str | bool | int | float
 
 RETRY_ON = ("connect", "429", "502", "503", "504")  # the upstream did nothing, or says so
 FALLBACK_ON = ("connect", "timeout", "cut", "408", "429", "5xx")
@@ -59,7 +60,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A named target. `model` is the name that the upstream knows it by; `api_key` is resolved and never printed."""
+    """A named target. `model` is the name that the upstream knows it by; `api_key` is resolved and never printed.
+
+    `price` is None where nobody knows it. Of an upstream `litellm` the model's name begins with its provider,
+    `base_url` is empty for the provider's own address, and `options` are what litellm is told beside. Of the others
+    `ca_file` has the certificates to trust ("" for the system's), and `proxy` is the HTTP proxy on the way, if any.
+    """
 
     name: str
     upstream: Upstream
@@ -67,10 +73,18 @@ class Model:
     model: str
     api_key: str | None = field(default=None, repr=False)
     adapters: bool = False
-    price: Price = Price()
+    options: tuple[tuple[str, Option], ...] = field(default=(), repr=False)
+    ca_file: str = ""
+    proxy: str | None = field(default=None, repr=False)
+    price: Price | None = None
     timeouts: Timeouts = Timeouts()
     retries: Retries = Retries()
     limits: Limits | None = None
+
+    @property
+    def provider(self) -> str:
+        """Who answers: the kind of upstream, or whom litellm asks."""
+        return self.model.partition("/")[0] if self.upstream == "litellm" else self.upstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -24,8 +23,10 @@ from gateway.config import Settings, environment, load_settings
 from gateway.errors import ConfigError, MissingExtra, UnderstudyError
 from gateway.logstore.open import open_log_store
 from gateway.sinks import open_sink
+from gateway.upstream.via_litellm import installed, missing
 from routing.errors import RoutingError
-from routing.targets import RouteTable
+from routing.proxies import peer_of
+from routing.targets import Model, RouteTable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -149,7 +150,7 @@ async def _connections(settings: Settings, table: RouteTable | None) -> list[Fin
             _database(settings),
             _client_keys(settings),
             _log_store(settings),
-            *(_upstream(name, model.base_url) for name, model in upstreams),
+            *(_upstream(name, model) for name, model in upstreams),
         )
     )
 
@@ -241,21 +242,29 @@ def _mend_of(error: BaseException) -> str | None:
     return f"in the environment of {sys.executable}: {error.install}" if isinstance(error, MissingExtra) else None
 
 
-async def _upstream(name: str, base_url: str) -> Finding:
+async def _upstream(name: str, model: Model) -> Finding:
     """A connection is opened and closed; nothing is sent, so no key is used and nothing is billed."""
-    parts = urlsplit(base_url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     check = f"upstream {name}"
+    if model.upstream == "litellm" and not installed():
+        mend = f"in the environment of {sys.executable}: {missing().install}"
+        return Finding(
+            check=check, level="missing", found="a provider's model, and litellm is not installed", mend=mend
+        )
+    peer = peer_of(model)
+    if peer is None:
+        return Finding(check=check, level="ok", found=f"{model.model} through litellm; not tried")
+    where = f"{'proxy ' if model.proxy else ''}{peer[0]}:{peer[1]}"
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
+            _, writer = await asyncio.open_connection(*peer)
     except (OSError, TimeoutError) as error:
-        found = f"{parts.hostname}:{port} does not answer: {_first_line(error) or 'timeout'}"
-        return Finding(check=check, level="warning", found=found, mend="start it, or correct its base_url")
+        found = f"{where} does not answer: {_first_line(error) or 'timeout'}"
+        mend = "start it, or correct its base_url or proxy"
+        return Finding(check=check, level="warning", found=found, mend=mend)
     writer.close()
     with suppress(OSError):  # the peer may have closed first, which is as good
         await writer.wait_closed()
-    return Finding(check=check, level="ok", found=f"{parts.hostname}:{port} accepts connections")
+    return Finding(check=check, level="ok", found=f"{where} accepts connections")
 
 
 def _port(settings: Settings) -> Finding:

@@ -17,6 +17,8 @@ from flywheel.cli.routes_request import asked_of, body_of, headers_of, user_of
 from flywheel.cli.stores import with_log_store
 from gateway.config import Settings, environment, load_settings
 from gateway.logstore import Query
+from gateway.prices import listed_price
+from gateway.upstream.via_litellm import installed, missing
 from routing.conversation import conversation_key
 from routing.errors import Unavailable
 from routing.labels import labels_of
@@ -51,7 +53,9 @@ def check(
         understudy routes check routing.yaml
     """
     path = file or load_settings(config).routing_file
-    rules = load(path, environment())
+    rules = load(path, environment(), listed_price)
+    lacking = [name for name, model in rules.table.models.items() if model.upstream == "litellm" and not installed()]
+    unknown = [name for name, model in rules.table.models.items() if model.upstream == "litellm" and not model.price]
     found: JSON = {
         "file": str(path),
         "snapshot": rules.table.snapshot,
@@ -59,7 +63,13 @@ def check(
         "workloads": len(rules.table.routes),
         "rollouts": sorted(rules.rollouts),
         "flywheels": sorted(rules.flywheels),
+        "not_callable": lacking,
+        "price_unknown": unknown,
     }
+    if lacking:
+        typer.echo(f"note: {', '.join(lacking)}: {missing()}", err=True)
+    elif unknown:
+        typer.echo(f"note: {', '.join(unknown)}: litellm lists no price; their exchanges have no cost", err=True)
     if json:
         typer.echo(dump(found))
         return
@@ -274,11 +284,12 @@ def _explained(table: RouteTable, route: Route, call: Call, decision: Decision, 
     split = table.plans[route.workload].split
     if split and not key and not call.exchange_id:
         arm = f"drawn for each conversation: {_shares(split)} (give --conversation or a session)"
+    model = decision.target.model
     return {
         "workload": route.workload,
         "because": why,
         "target": decision.target.name,
-        "upstream": f"{decision.target.model.base_url} as {decision.target.model.model}",
+        "upstream": f"{model.base_url or model.upstream} as {model.model}",
         "arm": arm,
         "sticky": key or "none given",
         "fallbacks": [target.name for target in decision.fallbacks],

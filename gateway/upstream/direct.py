@@ -1,8 +1,10 @@
 """The pass-through upstream: HTTP/1.1 on asyncio protocols, with a keep-alive pool of our own."""
 
 import asyncio
-import ssl
+import contextlib
+import socket
 from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,30 +13,49 @@ import httptools
 
 from gateway.errors import ConnectError, ConnectTimeout, UpstreamCut, UpstreamError, UpstreamTimeout
 from gateway.upstream import UpstreamRequest
+from gateway.upstream.tls import Contexts, refusal
 from routing.targets import Model, Timeouts
 
-__all__ = ["DirectUpstream"]
+__all__ = ["DirectUpstream", "Resolve"]
 
 IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
-MAX_IDLE: Final = 256
+MAX_IDLE: Final = 256  # connections kept for an origin
+MAX_AGE: Final = (
+    60.0  # seconds after which a connection is not used again: by then a name may stand for another address
+)
 
-Origin = tuple[str, str, int]
+Origin = tuple[str, str, int, str]  # scheme, host, port, and the certificates that it is trusted by
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""The addresses of a host, as text, in the order in which to try them. Raises OSError."""
+
+
+async def by_system(host: str, port: int) -> list[str]:
+    """The system's answer, asked anew for each connection."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class DirectUpstream:
-    """A pool of connections by origin. One event loop, no locks."""
+    """A pool of connections by origin. One event loop, no locks.
 
-    def __init__(self) -> None:
+    A name is resolved for each connection, its addresses are tried in turn. A connection is kept for `idle` seconds
+    after its last reply and for `age` seconds in all, so that a name whose address changes is followed.
+    """
+
+    def __init__(self, *, resolve: Resolve = by_system, idle: float = IDLE_SECONDS, age: float = MAX_AGE) -> None:
+        self.idle_seconds, self.age = idle, age
+        self._resolve = resolve
         self._idle: dict[Origin, deque[_Connection]] = {}
-        self._tls = _LazyTls()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._tls = Contexts()
 
     async def send(self, model: Model, request: UpstreamRequest) -> "DirectReply":
         """Send and wait for the reply's head.
 
         A kept connection that turns out to be closed before any byte of the reply is replaced once by a fresh one.
         """
-        origin, prefix, host = _target(model.base_url)
+        origin, prefix, host = _target(model.base_url, model.ca_file)
         data = _serialise(request, prefix, host)
         connection = self._take(origin)
         if connection is not None:
@@ -54,6 +75,8 @@ class DirectUpstream:
             for connection in connections:
                 connection.drop()
         self._idle.clear()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     def keep(self, connection: "_Connection") -> None:
         """Take back a connection whose reply is complete."""
@@ -63,6 +86,17 @@ class DirectUpstream:
             return
         connection.idle_since = connection.loop.time()
         idle.append(connection)
+        if self._sweeping is None:
+            self._sweeping = connection.loop.call_later(self.idle_seconds, self._sweep, connection.loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Drop what was idle for too long, before its server does; the oldest stand first."""
+        self._sweeping = None
+        for connections in self._idle.values():
+            while connections and not connections[0].usable():
+                connections.popleft().drop()
+        if any(self._idle.values()):
+            self._sweeping = loop.call_later(self.idle_seconds / 2, self._sweep, loop)
 
     def _take(self, origin: Origin) -> "_Connection | None":
         idle = self._idle.get(origin)
@@ -74,20 +108,30 @@ class DirectUpstream:
         return None
 
     async def _connect(self, origin: Origin, seconds: float) -> "_Connection":
-        scheme, host, port = origin
-        loop = asyncio.get_running_loop()
+        where = _named(origin)
         try:
             async with asyncio.timeout(seconds):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self, loop, origin),
-                    host,
-                    port,
-                    ssl=self._tls.context if scheme == "https" else None,
-                )
+                addresses = await self._resolve(origin[1], origin[2])
+                for address in addresses[:-1]:
+                    with contextlib.suppress(OSError):  # TimeoutError is one too, and its cancellation comes again
+                        return await self._connect_to(address, origin)
+                return await self._connect_to(addresses[-1], origin)
         except TimeoutError as error:
-            raise ConnectTimeout(f"{scheme}://{host}:{port}: no connection within {seconds:g} s") from error
+            raise ConnectTimeout(f"{where}: no connection within {seconds:g} s") from error
         except OSError as error:
-            raise ConnectError(f"{scheme}://{host}:{port}: {error.strerror or error}") from error
+            raise ConnectError(f"{where}: {refusal(error)}") from error
+
+    async def _connect_to(self, address: str, origin: Origin) -> "_Connection":
+        scheme, host, port, ca_file = origin
+        loop = asyncio.get_running_loop()
+        secured = scheme == "https"
+        _, connection = await loop.create_connection(
+            lambda: _Connection(self, loop, origin),
+            address,
+            port,
+            ssl=self._tls.of(ca_file) if secured else None,
+            server_hostname=host if secured else None,
+        )
         return connection
 
 
@@ -119,19 +163,6 @@ class _Stale(UpstreamError):
     """The connection ended before the first byte of a reply."""
 
 
-class _LazyTls:
-    """Builds the TLS context when the first https upstream is called: it costs 20 ms and most first days need none."""
-
-    def __init__(self) -> None:
-        self._context: ssl.SSLContext | None = None
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        if self._context is None:
-            self._context = ssl.create_default_context()
-        return self._context
-
-
 class _Connection(asyncio.Protocol):
     """One connection: parses replies with httptools and hands their bytes to whoever waits."""
 
@@ -140,6 +171,7 @@ class _Connection(asyncio.Protocol):
         self.loop = loop
         self.origin = origin
         self.idle_since = 0.0
+        self._end = loop.time() + pool.age
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._reply: DirectReply | None = None
@@ -163,7 +195,8 @@ class _Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing() or not self._reusable:
             return False
-        return self.loop.time() - self.idle_since < IDLE_SECONDS
+        now = self.loop.time()
+        return now < self._end and now - self.idle_since < self.pool.idle_seconds
 
     async def exchange(self, data: list[bytes], timeouts: Timeouts) -> DirectReply:
         """Write a request, wait for the head of its reply. Raises _Stale, UpstreamTimeout, UpstreamCut."""
@@ -275,8 +308,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def _name(self) -> str:
-        scheme, host, port = self.origin
-        return f"{scheme}://{host}:{port}"
+        return _named(self.origin)
 
     async def _wait(self) -> None:
         self._waiter = self.loop.create_future()
@@ -322,13 +354,18 @@ class _Connection(asyncio.Protocol):
         self._fail(UpstreamTimeout(f"{self._name}: {what} deadline of {seconds:g} s passed"))
 
 
+def _named(origin: Origin) -> str:
+    scheme, host, port, _ = origin
+    return f"{scheme}://{host}:{port}"
+
+
 @lru_cache(maxsize=1024)
-def _target(base_url: str) -> tuple[Origin, str, str]:
+def _target(base_url: str, ca_file: str) -> tuple[Origin, str, str]:
     """(origin, path prefix, Host header) of a base URL."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    return (parts.scheme, host, port), parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+    return (parts.scheme, host, port, ca_file), parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
 
 
 def _serialise(request: UpstreamRequest, prefix: str, host: str) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class FakeUpstream:
     received: list[Received] = field(default_factory=list)
     connections: int = 0
     url: str = ""
+    port: int = 0
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,7 +64,9 @@ async def _read(line: bytes, reader: asyncio.StreamReader) -> Received:
 
 
 @contextlib.asynccontextmanager
-async def upstream(*scripts: Script) -> AsyncIterator[FakeUpstream]:
+async def upstream(
+    *scripts: Script, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[FakeUpstream]:
     """A server on a free loopback port, closed at the end together with its connections."""
     fake = FakeUpstream(scripts=list(scripts))
     tasks: set[asyncio.Task] = set()
@@ -77,8 +81,9 @@ async def upstream(*scripts: Script) -> AsyncIterator[FakeUpstream]:
         finally:
             tasks.discard(task)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    server = await asyncio.start_server(accept, host, port, ssl=tls)
+    fake.port = server.sockets[0].getsockname()[1]
+    fake.url = f"https://localhost:{fake.port}/v1" if tls else f"http://{host}:{fake.port}/v1"
     try:
         yield fake
     finally:

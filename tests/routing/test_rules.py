@@ -245,7 +245,12 @@ def test_secrets_are_never_printed() -> None:
             "vllm:8001",
             "models.small-1b.base_url: wants http:// or https://, as http://host:8000/v1",
         ),
-        ("upstream: vllm", "upstream: vlm", "models.small-1b.upstream: input should be 'openai', 'nim' or 'vllm'"),
+        (
+            "upstream: vllm",
+            "upstream: anthropic",
+            "models.small-1b.upstream: no such upstream; write openai, nim or vllm, or litellm with the provider in "
+            "model, as anthropic/claude-sonnet-4-5",
+        ),
         ("adapters: true", "adapters: 3", "models.small-1b.adapters: input should be a valid boolean"),
         (
             "serve: prod-70b",
