@@ -2,19 +2,29 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import httpx
 import openai
+import orjson
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from flywheel.cli import app
 from gateway.config import Settings
 from gateway.prices import listed_price
 from gateway.records import Exchange, Outcome
-from routing.targets import Price
+from gateway.upstream import UpstreamRequest
+from gateway.upstream.via_litellm import LitellmUpstream
+from routing.codec import overlay_to_dict
+from routing.targets import Model, Overlay, Price, Ref, Timeouts
 from tests.gateway.anthropic import BEGIN, TEXT, TOOL, event, message, refusal, stream, text, tool
 from tests.gateway.conftest import Running, running
 from tests.gateway.fakes import FakeUpstream, hang, ok, sse, upstream
+from tests.gateway.served import Served
 
 MakeSettings = Callable[..., Settings]
 KEY = "a-key-do-not-tell"
@@ -33,6 +43,7 @@ default: {{{route}}}
 BODY = {"model": "any", "messages": [{"role": "user", "content": "hi"}]}
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
 CHAT = "/v1/chat/completions"
+DEAD = "http://127.0.0.1:9"
 # The first call waits until litellm is loaded, on a busy machine for half a minute.
 PATIENT = "timeouts: {first_token: 120s}"
 
@@ -279,18 +290,116 @@ async def test_what_no_provider_gets_is_refused(settings: MakeSettings) -> None:
     assert fake.received == []
 
 
-async def test_a_canary_that_fails_there_is_served_by_the_incumbent_and_mirrors_reach_it(
-    settings: MakeSettings,
-) -> None:
+async def test_mirrors_reach_a_provider(settings: MakeSettings) -> None:
     route = "serve: prod, mirror: [{model: claude, sample: 1.0}]"
     async with upstream(message(TEXT)) as fake, upstream(ok()) as prod:
         async with running(settings(routing(fake, route=route, prod=prod.url))) as gateway:
             assert (await ask(gateway)).status_code == 200
-            while not fake.received:
-                await asyncio.sleep(0.02)
             found = await logged(gateway, 2)
     (mirror,) = [exchange for exchange in found if exchange.mirror_of]
     assert (mirror.model, mirror.outcome) == ("claude", Outcome.OK)
+    assert mirror.cost_usd == pytest.approx((12 * 3 + 5 * 15) / 1e6)
+
+
+async def test_a_canary_at_a_provider_is_served_by_the_incumbent_where_it_fails(settings: MakeSettings) -> None:
+    over = refusal("529 Overloaded", "overloaded_error", "Overloaded")
+    async with upstream(message(TEXT), over, sse(BEGIN)) as fake, upstream(ok()) as prod:
+        made = settings(routing(fake, route="serve: prod", prod=prod.url))
+        made.run_dir.mkdir(parents=True)
+        laid = Overlay(workload="default", rollout="r1", candidate=Ref(model="claude"), salt="s", weight=100)
+        (made.run_dir / "overlays.json").write_bytes(orjson.dumps({"default": overlay_to_dict(laid)}))
+        async with running(made) as gateway:
+            replies = [await ask(gateway), await ask(gateway), await ask(gateway, stream=True)]
+            exchanges = await gateway.exchanges()
+    assert [reply.status_code for reply in replies] == [200] * 3
+    assert [reply.headers["x-understudy-arm"] for reply in replies] == ["candidate", "incumbent", "incumbent"]
+    assert [len(exchange.attempts) for exchange in exchanges] == [0, 1, 1]
+
+
+async def test_a_reply_that_is_given_up_between_two_events_ends_its_connection() -> None:
+    """Nobody reads at that moment; what has come already is passed over."""
+    providers = LitellmUpstream()
+    body = orjson.dumps(BODY | {"stream": True})
+    request = UpstreamRequest(path="/chat/completions", headers=[], body=body)
+    try:
+        async with that_stops(BEGIN, *text(*"a long story")[:-1]) as (url, left):
+            patient = Timeouts(first_token=120)
+            model = Model(
+                name="c", upstream="litellm", base_url=url, model="anthropic/claude-sonnet-4-5", api_key=KEY,
+                timeouts=patient,
+            )  # fmt: skip
+            reply = await providers.send(model, request)
+            assert b'"a"' in await reply.read()
+            reply.close()
+            reply.close()
+            assert await reply.read() == b""
+            await asyncio.wait_for(left.get(), 10)
+    finally:
+        await providers.close()
+
+
+async def test_without_litellm_calls_say_what_to_install(
+    settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fallback serves; without one it is a 502. All other models are served as ever."""
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    async with upstream(ok()) as prod:
+        async with running(settings(routing(DEAD))) as gateway:
+            alone = await ask(gateway)
+        async with running(settings(routing(DEAD, route="serve: claude, fallbacks: [prod]", prod=prod.url))) as gateway:
+            behind = await ask(gateway)
+    assert (alone.status_code, behind.status_code) == (502, 200)
+    assert "pip install 'understudy[litellm]'" in alone.json()["error"]["message"]
+    assert "pip install 'understudy[litellm]'" in capsys.readouterr().out
+
+
+def test_routes_check_and_doctor_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what has no price. Nothing of it needs litellm itself."""
+    file = tmp_path / "routing.yaml"
+    file.write_text(routing(DEAD))
+    monkeypatch.setenv("UNDERSTUDY_ROUTING_FILE", str(file))
+    monkeypatch.setenv("UNDERSTUDY_DATA_DIR", str(tmp_path))
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, words)
+
+    assert orjson.loads(run("routes", "check", "--json").stdout)["price_unknown"] == []
+    file.write_text(routing(DEAD, name="anthropic/nobody-knows"))
+    told = run("routes", "check")
+    assert (told.exit_code, "claude: litellm lists no price" in told.stderr) == (0, True)
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    lacking = run("routes", "check")
+    assert (lacking.exit_code, "claude: upstream: litellm needs" in lacking.stderr) == (0, True)
+    assert "pip install 'understudy[litellm]'" in lacking.stderr
+    (found,) = [
+        finding
+        for finding in orjson.loads(run("doctor", "--json").stdout)["findings"]
+        if finding["check"] == "upstream claude"
+    ]
+    assert (found["level"], "pip install 'understudy[litellm]'" in found["mend"]) == ("missing", True)
+
+
+async def test_other_calls_are_served_while_litellm_is_loaded(served: Served) -> None:
+    """Real workers: the provider's call waits, all others do not; then it is answered."""
+    async with upstream(stream(text("hello"))) as fake, upstream(ok()) as prod:
+        more = "workloads: {w: {serve: claude}}\n"
+        (served.folder / "routing.yaml").write_text(routing(fake, route="serve: prod", prod=prod.url) + more)
+        served.workers = 1
+        await served.start()
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=120) as client:
+            waiting = asyncio.ensure_future(
+                client.post(CHAT, json=BODY | {"stream": True}, headers={"x-workload-id": "w"})
+            )
+            others = [await client.post(CHAT, json=BODY) for _ in range(20)]
+            assert not waiting.done()
+            reply = await waiting
+        assert await served.stop() == 0
+    await served.ship_leftovers()
+    exchanges = await served.logged()
+    assert {other.status_code for other in others} == {200}
+    assert reply.content.endswith(b"data: [DONE]\n\n")
+    assert {exchange.outcome for exchange in exchanges} == {Outcome.OK}
+    assert len(exchanges) == 21
 
 
 def test_prices_are_litellm_s_and_never_made_up() -> None:
