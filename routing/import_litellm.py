@@ -10,7 +10,7 @@ from routing.imported import JSON, PROVIDERS, Draft, Imported, Place, Share
 
 __all__ = ["import_litellm"]
 
-# What LiteLLM calls a provider -> ours. All others translate, which the gateway does not.
+# What LiteLLM calls a provider -> ours. All others translate, and stay with litellm.
 NAMES: Final[Mapping[str, str]] = {
     "openai": "openai",
     "text-completion-openai": "openai",
@@ -34,6 +34,11 @@ OPENAI_MODELS: Final = ("gpt-", "o1", "o3", "o4", "chatgpt-", "text-embedding-",
 MILLION: Final = 1_000_000
 RETRIES: Final = 10  # ours are at most so many
 PRICES: Final = {"input": "input_cost_per_token", "output": "output_cost_per_token"}
+OPTIONS: Final = (  # of providers that translate, and what of it is secret
+    "api_version", "aws_region_name", "aws_profile_name", "aws_role_name", "aws_session_name", "vertex_project",
+    "vertex_location", "organization", "region_name", "project", "drop_params",
+)  # fmt: skip
+SECRET_OPTIONS: Final = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "vertex_credentials")
 PARAMETERS: Final = (
     "model", "custom_llm_provider", "api_base", "base_url", "api_key", "timeout", "stream_timeout", "silent_model",
     *PRICES.values(),
@@ -99,7 +104,8 @@ def _deployment(draft: Draft, place: Place, entry: Any, deadlines: JSON, groups:
     draft.models[name] = section
     for part, said in (("litellm_params", given), ("model_info", info)):
         _no_numbers(draft, (*place, part), said, (*PRICES.values(), *_DEADLINES.values(), *WEIGHTS))
-    draft.rest((*place, "litellm_params"), given, (*PARAMETERS, *WEIGHTS))
+    taken = section.get("options", ())
+    draft.rest((*place, "litellm_params"), given, (*PARAMETERS, *WEIGHTS, *taken))
     draft.rest((*place, "model_info"), info, ("id", *PRICES.values()))
     draft.rest(place, entry, ("model_name", "litellm_params", "model_info"))
     groups.setdefault(group, []).append(Deployment(place=place, model=name, given=given))
@@ -107,22 +113,36 @@ def _deployment(draft: Draft, place: Place, entry: Any, deadlines: JSON, groups:
 
 def _model(draft: Draft, place: Place, name: str, given: Mapping[str, Any], deadlines: JSON) -> JSON | None:
     kind, model = _provider(given)
-    if kind not in NAMES:
-        draft.left_out(
-            (*place, "model"), f"{kind} does not speak OpenAI's API" if kind else "wants its provider, as openai/NAME"
-        )
+    if not kind:
+        draft.left_out((*place, "model"), "wants its provider, as openai/NAME")
         return None
-    provider = PROVIDERS[NAMES[kind]]
+    provider = PROVIDERS[NAMES.get(kind, "other")]
     where = "base_url" if "base_url" in given and "api_base" not in given else "api_base"
-    url = draft.address((*place, where), _reference(given.get(where)) or "", provider, name)
+    said = _reference(given.get(where)) or ""
+    url = draft.address((*place, where), said, provider, name) if said or kind in NAMES else ""
     if url is None:
         return None
-    section: JSON = {"upstream": provider.upstream, "base_url": url, "model": model}
+    if kind in NAMES:
+        section: JSON = {"upstream": provider.upstream, "base_url": url, "model": model}
+    else:
+        section = _translated(draft, place, name, given, f"{kind}/{model}", url)
     if key := draft.key((*place, "api_key"), _reference(given.get("api_key")), provider, name):
         section["api_key"] = key
     own = {ours: _number(given.get(theirs)) for ours, theirs in _DEADLINES.items()}
     timeouts = deadlines | {ours: value for ours, value in own.items() if value is not None}
     return section | ({"timeouts": timeouts} if timeouts else {})
+
+
+def _translated(draft: Draft, place: Place, name: str, given: Mapping[str, Any], model: str, url: str) -> JSON:
+    """A provider that litellm is to go on talking to, with what it was told of it."""
+    section: JSON = {"upstream": "litellm", "model": model} | ({"base_url": url} if url else {})
+    options: JSON = {key: _reference(given[key]) for key in OPTIONS if isinstance(given.get(key), str | int | float)}
+    options |= {key: given[key] for key in options if isinstance(given[key], bool)}
+    for key in SECRET_OPTIONS:
+        if key in given:
+            secret = draft.key((*place, key), _reference(given[key]), PROVIDERS["other"], f"{name}_{key}")
+            options |= {key: secret} if secret else {}
+    return section | ({"options": options} if options else {})
 
 
 _DEADLINES: Final = {"first_token": "stream_timeout", "total": "timeout"}

@@ -194,6 +194,7 @@ class Draft:
 
     def _variables(self) -> tuple[str, ...]:
         said = [str(model.get(key, "")) for model in self.models.values() for key in ("base_url", "api_key")]
+        said += [str(value) for model in self.models.values() for value in model.get("options", {}).values()]
         return tuple(sorted({text.removeprefix("env:") for text in said if text.startswith("env:")}))
 
 

@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _DONE: Final = b"data: [DONE]\n\n"
-_LAST: Final = 0.05  # seconds that litellm gets for what it does behind a call
+_LAST: Final = 0.5  # seconds that litellm gets for what it does behind a call
 _SHUT: Final = 64  # chunks that may have come already when a stream is given up
 # What litellm reads when it is imported: nothing is fetched from anywhere, neither lists of its own nor what a client's
 # message links to.
@@ -204,7 +204,7 @@ class _Engine:
         try:
             self._loop.run_forever()
         finally:
-            self._loop.run_until_complete(asyncio.sleep(_LAST))
+            self._loop.run_until_complete(_settled())
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
             self._loop.run_until_complete(asyncio.sleep(0))
@@ -224,6 +224,15 @@ def _imported() -> ModuleType:
     for logger in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx"):
         logging.getLogger(logger).disabled = True  # they would print the provider's URL, and with some the key in it
     return litellm
+
+
+async def _settled() -> None:
+    """What litellm does behind a call, which is nothing for us, is done: dropped, it would be complained of."""
+    with contextlib.suppress(ImportError, AttributeError, TimeoutError):  # its own affair, and may move
+        from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+
+        async with asyncio.timeout(_LAST):
+            await GLOBAL_LOGGING_WORKER.flush()
 
 
 async def _answered(litellm: ModuleType, kind: str, model: Model, asked: dict[str, Any]) -> _Answer:

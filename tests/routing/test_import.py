@@ -46,7 +46,7 @@ def test_litellm_s_names_are_asked_for_as_before() -> None:
     imported = import_litellm(LITELLM, "litellm.yaml")
     assert asked(imported, "support-chat") == "support-chat"
     assert asked(imported, "gpt-4") == "gpt-4o"  # an alias
-    assert asked(imported, "claude") == "default"
+    assert asked(imported, "claude") == "claude"
 
 
 def test_litellm_s_deployments_are_models() -> None:
@@ -66,7 +66,7 @@ def test_litellm_s_fallbacks_and_silent_models() -> None:
     table = rules(import_litellm(LITELLM, "litellm.yaml")).table
     route = table.routes["support-chat"]
     assert route.split == (("support-chat", 90.0), ("support-chat-2", 10.0))
-    assert route.fallbacks == ("support-chat", "support-chat-2", "gpt-4o")
+    assert route.fallbacks == ("support-chat", "support-chat-2", "gpt-4o", "claude")
     assert [(mirror.model, mirror.sample) for mirror in route.mirrors] == [("small", 1.0)]
     assert table.routes["gpt-4o"].fallbacks == ("nemotron",)  # a default fallback
     assert table.routes["nemotron"].fallbacks == ()
@@ -74,14 +74,44 @@ def test_litellm_s_fallbacks_and_silent_models() -> None:
 
 def test_litellm_s_rest_is_listed_with_its_place() -> None:
     imported = import_litellm(LITELLM, "litellm.yaml")
-    assert notes(imported, "model_list.5.litellm_params.model") == [
-        ("left out", 28, "anthropic does not speak OpenAI's API")
-    ]
-    assert notes(imported, "model_list.6.litellm_params.model")[0][2] == "azure does not speak OpenAI's API"
     assert notes(imported, "model_list.7.litellm_params.model")[0][2] == "wants its provider, as openai/NAME"
     assert notes(imported, "router_settings.routing_strategy") == [("left out", 38, "has no equivalent")]
     assert notes(imported, "model_list.2.litellm_params.rpm")  # a limit, where there is nothing to weigh
-    assert imported.variables == ("GPT_4O_API_KEY", "NVIDIA_NIM_API_KEY", "VLLM_B", "VLLM_KEY")
+    assert imported.variables == (
+        "ANTHROPIC_API_KEY", "AZURE_API_KEY", "GPT_4O_API_KEY", "NVIDIA_NIM_API_KEY", "VLLM_B", "VLLM_KEY",
+    )  # fmt: skip
+
+
+def test_litellm_s_providers_that_translate_stay_with_litellm() -> None:
+    models = rules(import_litellm(LITELLM, "litellm.yaml")).table.models
+    claude, azure = models["claude"], models["gpt-4-eu"]
+    assert (claude.upstream, claude.model, claude.base_url) == ("litellm", "anthropic/claude-sonnet-4-5", "")
+    assert (azure.upstream, azure.model, azure.base_url) == (
+        "litellm",
+        "azure/gpt-4-eu",
+        "https://ours.openai.azure.com",
+    )
+    assert dict(azure.options) == {"api_version": "2023-05-15"}
+    text = """
+model_list:
+  - model_name: nova
+    litellm_params:
+      model: bedrock/amazon.nova-pro-v1:0
+      aws_region_name: os.environ/REGION
+      aws_access_key_id: os.environ/AWS_ID
+      aws_secret_access_key: do-not-copy-me
+      drop_params: true
+      odd: 1
+"""
+    imported = import_litellm(text, "litellm.yaml")
+    assert "do-not-copy-me" not in imported.text
+    assert imported.variables == ("AWS_ID", "NOVA_AWS_SECRET_ACCESS_KEY_API_KEY", "REGION")
+    env = dict.fromkeys(imported.variables, "set")
+    options = dict(parse(imported.text, "routing.yaml", env).table.models["nova"].options)
+    assert options == {
+        "aws_region_name": "set", "aws_access_key_id": "set", "aws_secret_access_key": "set", "drop_params": True,
+    }  # fmt: skip
+    assert notes(imported, "model_list.0.litellm_params.odd") == [("left out", 10, "has no equivalent")]
 
 
 def test_tensorzero_s_functions_are_workloads_under_the_names_that_clients_ask_for() -> None:
@@ -135,7 +165,7 @@ def test_a_split_that_moves_by_itself_is_told_and_old_weights_are_read() -> None
     [
         (import_litellm, "models: {}"),
         (import_litellm, "model_list: []"),
-        (import_litellm, "model_list: [{model_name: a, litellm_params: {model: bedrock/x}}]"),
+        (import_litellm, "model_list: [{model_name: a, litellm_params: {model: x}}]"),
         (import_litellm, "model_list: ["),
         (import_litellm, ""),
         (import_tensorzero, "[gateway]"),
@@ -254,6 +284,6 @@ def test_the_command_reads_stdin_and_prints(command: Callable[..., Any]) -> None
     made = command("import", "--from", "litellm", "-", input=LITELLM)
     assert made.exit_code == 0
     assert yaml.safe_load(made.stdout)["default"]["serve"][0] == {"model": "support-chat", "weight": 90}
-    assert "left out: -:28: model_list.5.litellm_params.model: anthropic does not" in made.stderr
+    assert "left out: -:33: model_list.7.litellm_params.model: wants its provider" in made.stderr
     assert isinstance(command("import", "--from", "litellm", "gone.yaml").exception, ConfigError)
     assert isinstance(command("import", "--from", "litellm", "-", input=b"\xff").exception, ConfigError)
