@@ -66,7 +66,7 @@ def told(error: BaseException, model: Model) -> Told:
     status, headers = _http(chain)
     failure = None if status else _failure(chain)
     status = status or _status(error)
-    message, kind, code = _said(str(error))
+    message, kind, code = _said(str(error).partition("\nTraceback (most recent call last)")[0])
     if any(isinstance(one, ImportError) for one in chain):
         failure = ConnectError
     message = _without_secrets(message, model)

@@ -34,7 +34,12 @@ def arguments(model: Model, request: UpstreamRequest) -> tuple[str, dict[str, An
             f"{model.name} is a provider's model, which is asked by /v1{CHAT} and /v1{EMBEDDINGS}, not by /v1{kind}",
             code="unsupported_path",
         )
-    body: dict[str, Any] = orjson.loads(request.body)
+    try:
+        body: dict[str, Any] = orjson.loads(request.body)
+    except orjson.JSONDecodeError as error:  # the gateway reads less of a body, and so lets more pass
+        raise RequestRefused(
+            400, f"the body is not JSON that can be translated: {error}", code="invalid_json"
+        ) from error
     for name in body:
         if name not in _KNOWN[kind] and name not in _OURS and not name.startswith("tensorzero::"):
             raise RequestRefused(

@@ -23,8 +23,10 @@ from routing.codec import overlay_to_dict
 from routing.targets import Model, Overlay, Price, Ref, Timeouts
 from tests.gateway.anthropic import BEGIN, TEXT, TOOL, event, message, refusal, stream, text, tool
 from tests.gateway.conftest import Running, running
-from tests.gateway.fakes import FakeUpstream, hang, ok, sse, upstream
+from tests.gateway.fakes import FakeUpstream, hang, ok, plain, sse, upstream
+from tests.gateway.proxies import proxy
 from tests.gateway.served import Served
+from tests.gateway.test_direct import authority
 
 MakeSettings = Callable[..., Settings]
 KEY = "a-key-do-not-tell"
@@ -90,7 +92,7 @@ async def test_a_reply_is_openai_s_logged_and_priced(settings: MakeSettings) -> 
     assert (received.headers["x-api-key"], "authorization" in received.headers) == (KEY, False)
     assert received.json["model"] == "claude-sonnet-4-5"
     assert received.json["tools"][0]["name"] == "look_up"
-    assert "metadata" not in received.json
+    assert set(received.json) == {"model", "messages", "tools", "temperature", "max_tokens"}
     assert (exchange.outcome, exchange.model, exchange.status) == (Outcome.OK, "claude", 200)
     assert exchange.usage is not None
     assert (exchange.usage.input_tokens, exchange.usage.output_tokens) == (12, 5)
@@ -281,13 +283,52 @@ async def test_what_no_provider_gets_is_refused(settings: MakeSettings) -> None:
                 await gateway.client.post("/v1/completions", json={"model": "m", "prompt": "x"}),
                 await gateway.client.get("/v1/files"),
             ]
+            torn = await gateway.client.post(CHAT, content=b'{"model": "m", "messages": [], "user": "\\ud800"}')
             none = await gateway.client.post("/v1/embeddings", json={"model": "m", "input": "x"}, timeout=120)
     assert [(reply.status_code, reply.json()["error"]["param"]) for reply in bad] == [
         (400, "api_base"), (400, "api_key"), (400, "mock_response"),
     ]  # fmt: skip
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in other] == [(404, "unsupported_path")] * 3
     assert 400 <= none.status_code < 500
+    assert none.json()["error"]["message"]
+    assert (torn.status_code, "error" in torn.json()) == (400, True)
     assert fake.received == []
+
+
+async def test_the_environment_s_proxy_and_authorities_are_heeded(
+    settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """litellm knows them by itself; here they are what every other upstream goes by as well."""
+    tls = authority(tmp_path / "ca.pem", "provider.test")
+    async with upstream(message(TEXT), tls=tls) as fake, proxy({"provider.test": ("127.0.0.1", fake.port)}) as way:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HTTPS_PROXY", way.url)
+        async with running(settings(routing("https://provider.test:7"))) as gateway:
+            reply = await ask(gateway)
+    assert (reply.status_code, way.lines) == (200, ["CONNECT provider.test:7"])
+
+
+async def test_embeddings_of_a_provider_that_has_them(settings: MakeSettings) -> None:
+    """As openai's client asks for them, in base64, and as plain numbers."""
+    vectors = {
+        "id": "e1",
+        "embeddings": {"float": [[0.5, -1.0]]},
+        "texts": ["x"],
+        "meta": {"billed_units": {"input_tokens": 3}},
+    }
+    async with upstream(plain(orjson.dumps(vectors)), plain(orjson.dumps(vectors)), plain(b'{"odd": 1}')) as fake:
+        url = f"{fake.url}/embed"
+        async with running(settings(routing(url, name="cohere/embed-english-v3.0"))) as gateway:
+            made = await client(gateway).embeddings.create(model="any", input="x")
+            plainly = await gateway.client.post("/v1/embeddings", json={"model": "any", "input": ["x"]}, timeout=120)
+            odd = await gateway.client.post("/v1/embeddings", json={"model": "any", "input": ["x"]}, timeout=120)
+            exchanges = await gateway.exchanges()
+    assert (odd.status_code >= 500, "Traceback" in odd.text) == (True, False)  # what litellm can't read
+    assert made.data[0].embedding == [0.5, -1.0]
+    assert plainly.json()["data"][0]["embedding"] == [0.5, -1.0]
+    assert [exchange.usage.input_tokens for exchange in exchanges if exchange.usage] == [3, 3]
 
 
 async def test_mirrors_reach_a_provider(settings: MakeSettings) -> None:
