@@ -12,7 +12,7 @@ from pathlib import Path
 from gateway.config import environment
 from tests.bench.side_by_side.processes import move, running, tree
 from tests.bench.side_by_side.programs import CannotMeasure
-from tests.bench.side_by_side.targets import Place, Start, Target, when_ready
+from tests.bench.side_by_side.targets import Place, Start, Target, collector, when_ready
 from tests.ports import free_port
 
 __all__ = ["OURS"]
@@ -26,7 +26,7 @@ port = {port}
 workers = {workers}
 auth = "on"
 """
-ENVIRONMENT: Mapping[str, str] = {}
+ENVIRONMENT = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:{collector}/v1/traces"}
 ROUTING = """
 version: 1
 models:
@@ -38,6 +38,7 @@ workloads:
   support: {{match: {{header: {{x-workload-id: support}}}}, serve: prod, fallbacks: [spare], sticky: [session, user]}}
 default: {{serve: prod}}
 """
+BEHIND = {"shipper": "gateway.ship", "teller": "gateway.tell"}
 HEADERS = {"x-workload-id": "support", "x-session-id": "session-1"}
 
 
@@ -50,10 +51,12 @@ def _written(place: Place, name: str, workers: int) -> tuple[Path, int]:
     return config, port
 
 
-def _environment() -> dict[str, str]:
-    """This process's, without what would change the settings."""
-    mine = {name: value for name, value in environment().items() if not name.startswith("UNDERSTUDY_")}
-    return {**mine, **ENVIRONMENT}
+def _environment(collector: int = 0) -> dict[str, str]:
+    """This process's, without what would change the settings; with a collector's port, what is on beside these."""
+    mine = {name: value for name, value in environment().items() if not name.startswith(("UNDERSTUDY_", "OTEL_"))}
+    return mine | (
+        {name: value.format(collector=collector) for name, value in ENVIRONMENT.items()} if collector else {}
+    )
 
 
 def _headers(config: Path) -> dict[str, str]:
@@ -73,24 +76,28 @@ def _understudy(*arguments: str) -> str:
 
 @contextlib.contextmanager
 def _served(place: Place, *, name: str, workers: int) -> Iterator[Target]:
-    """`understudy serve`. Its shipper works on the load's core, at idle priority."""
+    """`understudy serve`. Its shipper and its teller work on the load's core, at idle priority."""
     config, port = _written(place, name, workers)
     folder, headers = config.parent, _headers(config)
     on = [place.cores.target] if workers == 1 else [place.cores.target, place.cores.second]
     command = [sys.executable, "-m", "flywheel.cli", "serve", "--config", config]
-    with running(command, folder / "log", on=on, env=_environment()) as process:
+    with (
+        collector(place, folder) as spans,
+        running(command, folder / "log", on=on, env=_environment(spans)) as process,
+    ):
         when_ready(name, port, folder / "log", headers)
         pids = tree(process.pid)
-        shipper = _running(pids, "gateway.ship")[0]
-        move(shipper, place.cores.load, idle=True)
+        behind = {what: _running(pids, module)[0] for what, module in BEHIND.items()}
+        for pid in behind.values():
+            move(pid, place.cores.load, idle=True)
         yield Target(
             name=name,
             port=port,
             pids=tuple(pids),
-            serving=tuple(pid for pid in pids if pid != shipper),
+            serving=tuple(pid for pid in pids if pid not in behind.values()),
             workers=tuple(_running(pids, "gateway.worker")),
             headers=headers,
-            shipper=shipper,
+            behind=behind,
             shipped=folder / "data" / "run" / "ship.json",
         )
 

@@ -112,11 +112,12 @@ def move(pid: int, core: int, *, idle: bool) -> None:
             os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
 
 
-def wait_until_calm(pids: Sequence[int], *, patience: float = 5.0) -> None:
-    """Return when processes have used less than a tenth of a core for a fifth of a second, or after `patience`."""
+def wait_until_calm(pids: Sequence[int], *, patience: float = 5.0) -> bool:
+    """Whether, before `patience` ends, processes use less than a tenth of a core for a fifth of a second."""
     until = time.monotonic() + patience
     while time.monotonic() < until:
         before = cpu_seconds(pids)
         time.sleep(0.2)
         if cpu_seconds(pids) - before <= 0.02:
-            return
+            return True
+    return False

@@ -155,15 +155,27 @@ def table(report: JSON) -> str:
     lines += [f"{name}: {why}" for name, reasons in report["problems"].items() for why in reasons]
     lines += [line for name, details in report["details"].items() for line in _fell_behind(name, details)]
     ours = report["details"].get(OURS, {})
-    if "shipped_per_s" in ours:
-        shipped, spent = ours["shipped_per_s"]["median"], ours["shipper_cpu_us_per_exchange"]["median"]
-        kept_up = min(shipped, _median(ours, "requests_per_s") or shipped)
-        lines.append(
-            f"shipper, at idle priority on the load's core: {spent:.0f} us of CPU an exchange, {shipped:,.0f} a second "
-            f"once the load is gone; so {kept_up:,.0f} requests/s can be sustained"
-        )
+    lines += _said_of_what_is_behind(ours)
     lines += [_said(goal) for goal in report["goals"]]
     return "\n".join(lines)
+
+
+def _said_of_what_is_behind(ours: JSON) -> list[str]:
+    """The shipper's and the teller's cost, and the rate at which one core at idle priority is enough for them."""
+    shipped, spent = _median(ours, "shipped_per_s"), _median(ours, "shipper_cpu_us_per_exchange")
+    rate, told = _median(ours, "requests_per_s"), _median(ours, "teller_cpu_us_per_exchange")
+    if shipped is None or spent is None or rate is None:
+        return []
+    lines = [
+        f"shipper, at idle priority on the load's core: {spent:.0f} us of CPU an exchange, {shipped:,.0f} exchanges a "
+        f"second when the load is gone; {min(rate, shipped):,.0f} requests/s can be sustained"
+    ]
+    if told:
+        both = min(rate, 1e6 / (spent + told))
+        lines.append(
+            f"teller of spans, beside it: {told:.0f} us an exchange; {both:,.0f} requests/s with every span sent"
+        )
+    return lines
 
 
 def _fell_behind(name: str, details: JSON) -> list[str]:

@@ -23,6 +23,7 @@ EVENTS = 20  # a second of each stream
 STREAMS, MANY_STREAMS = 256, 1000
 CONNECTIONS = 32
 TRIES = 8
+REST = 1.0  # seconds without a change after which work is done
 PROMPT, LONG_PROMPT = "y" * 900, "z" * 40_000
 FIRST = "@0:"  # how the first event's content begins
 END = "data: [DONE]"
@@ -161,7 +162,7 @@ def whole_plan(rounds: int, seconds: float, seed: int) -> Plan:
 def measure(starts: Mapping[str, Start], plan: Plan, folder: Path, environments: Path, say: Say) -> Measured:
     """Run everything. Targets that fail are in `problems`, with what they did until then."""
     measured = Measured([{} for _ in range(plan.rounds)], {}, {})
-    for name, scenarios, extra in (("plain", plan.plain, _shipping), ("streams", plan.streamed, _many_streams)):
+    for name, scenarios, extra in (("plain", plan.plain, _ship_and_tell), ("streams", plan.streamed, _many_streams)):
         if not scenarios:
             continue
         place = Place(
@@ -244,28 +245,45 @@ def _many_streams(target: Target, programs: Programs, seconds: float) -> dict[st
     return _held(target, programs, seconds, MANY_STREAMS, "many_streams_")
 
 
-def _shipping(target: Target, programs: Programs, seconds: float) -> dict[str, float]:
-    """How fast the shipper works off what a load has left, at idle priority on a core that nobody else wants then."""
-    assert target.shipped is not None
-    assert target.shipper is not None
-    signalled([target.shipper], signal.SIGSTOP)
+def _ship_and_tell(target: Target, programs: Programs, seconds: float) -> dict[str, float]:
+    """How fast the shipper works off what a load has left, and what the teller uses for its spans of that.
+
+    One after the other, at idle priority on a core that nobody else wants then.
+    """
+    shipper, teller = target.behind["shipper"], target.behind["teller"]
+    signalled((shipper, teller), signal.SIGSTOP)
+    before = _shipped(target)
     closed_loop(target, programs, seconds)
-    before, used, began = _shipped(target.shipped), cpu_seconds([target.shipper]), time.monotonic()
-    signalled([target.shipper], signal.SIGCONT)
-    until = began + max(10.0, 5 * seconds)
-    while (after := _shipped(target.shipped))["waiting"] or after["exchanges"] == before["exchanges"]:
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    exchanges, took = after["exchanges"] - before["exchanges"], time.monotonic() - began
-    if not exchanges:
-        raise CannotMeasure(
-            f"the shipper shipped nothing in {took:.0f} s: {after['last_error'] or 'it got no CPU time'}"
-        )
-    spent = cpu_seconds([target.shipper]) - used
-    return {"shipped_per_s": exchanges / took, "shipper_cpu_us_per_exchange": spent / exchanges * 1e6}
-
-
-def _shipped(status: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(status.read_text())
+    used, began = cpu_seconds([shipper]), time.monotonic()
+    signalled((shipper,), signal.SIGCONT)
+    exchanges = _worked_off(target, before, patience=max(15.0, 5 * seconds))
+    took = time.monotonic() - began - REST
+    found = {
+        "shipped_per_s": exchanges / took,
+        "shipper_cpu_us_per_exchange": (cpu_seconds([shipper]) - used) / exchanges * 1e6,
+    }
+    used = cpu_seconds([teller])
+    signalled((teller,), signal.SIGCONT)
+    time.sleep(REST)
+    if wait_until_calm([teller], patience=max(30.0, 10 * seconds)):
+        found["teller_cpu_us_per_exchange"] = (cpu_seconds([teller]) - used) / exchanges * 1e6
     return found
+
+
+def _worked_off(target: Target, before: int, *, patience: float) -> int:
+    """How many exchanges were shipped, when no more have been for REST seconds. Raises CannotMeasure when none are."""
+    until = time.monotonic() + patience
+    last, changed = before, time.monotonic()
+    while time.monotonic() < until and (last == before or time.monotonic() - changed < REST):
+        time.sleep(0.02)
+        if (now := _shipped(target)) != last:
+            last, changed = now, time.monotonic()
+    if last == before:
+        raise CannotMeasure(f"the shipper shipped nothing in {patience:.0f} s: it got no CPU time")
+    return last - before
+
+
+def _shipped(target: Target) -> int:
+    """How many exchanges its shipper has shipped since it started."""
+    assert target.shipped is not None
+    return int(json.loads(target.shipped.read_text())["exchanges"])

@@ -16,7 +16,7 @@ from tests.bench.side_by_side.processes import Cores, running, tree
 from tests.bench.side_by_side.programs import CannotMeasure
 from tests.ports import free_port
 
-__all__ = ["CONTENT", "PEERS", "REPLY", "Place", "Start", "Target", "chat", "upstream", "when_ready"]
+__all__ = ["CONTENT", "PEERS", "REPLY", "Place", "Start", "Target", "chat", "collector", "upstream", "when_ready"]
 
 CONTENT = "x" * 850
 REPLY = json.dumps(
@@ -59,7 +59,7 @@ class Target:
     workers: tuple[int, ...]  # whose memory counts
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     exact: bool = True  # it hands replies over byte for byte
-    shipper: int | None = None
+    behind: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))  # by what they are: shipper, teller
     shipped: Path | None = None  # what the shipper says of itself
 
 
@@ -95,7 +95,8 @@ worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/errors;
 events {{ worker_connections 8192; }}
 http {{
   access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 100000000; client_body_buffer_size 64k;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 100000000;
+  client_body_buffer_size 64k; client_max_body_size 64m;
   upstream up {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
@@ -127,6 +128,16 @@ def upstream(place: Place, *, core: int, port: int, name: str) -> Iterator[Targe
     with running([place.program / "streams", "serve", "--port", port], folder / "log", on=[core]) as process:
         when_ready(name, port, folder / "log", {})
         yield _whole(name, port, process.pid)
+
+
+@contextlib.contextmanager
+def collector(place: Place, folder: Path) -> Iterator[int]:
+    """What takes spans by OTLP over HTTP, on the load's core; its port."""
+    made, port = folder / "collector", free_port()
+    made.mkdir()
+    location = "if ($uri = /v1/traces) { return 200; } return 200 '{}';"
+    with _nginx("collector", made, location, port=port, upstream=port, core=place.cores.load) as target:
+        yield target.port
 
 
 def direct(place: Place) -> AbstractContextManager[Target]:
