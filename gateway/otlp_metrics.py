@@ -27,7 +27,7 @@ from prometheus_client.samples import Sample
 from gateway.otlp import SCOPE, exporter_of, resource_of
 from gateway.records import Arm, Exchange
 from gateway.signals import Protocol
-from gateway.spans import OPERATIONS, error_of
+from gateway.spans import OPERATIONS, error_of, provider_name
 from gateway.telemetry import TellMetrics, registry_of
 
 __all__ = ["GenAI", "MetricSender", "converted"]
@@ -83,7 +83,8 @@ class GenAI:
         if exchange.path not in OPERATIONS or not exchange.model:
             return
         answered = (exchange.response or {}).get("model")
-        labels = (OPERATIONS[exchange.path], provider, exchange.model, answered if isinstance(answered, str) else "")
+        answered = answered if isinstance(answered, str) else ""
+        labels = (OPERATIONS[exchange.path], provider_name(provider), exchange.model, answered)
         seconds, error = exchange.latency_ms / 1000, error_of(exchange)
         if exchange.usage is not None:
             self._usage.labels(*labels, "input").observe(exchange.usage.input_tokens)

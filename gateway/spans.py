@@ -13,7 +13,7 @@ from gateway.paths import RELAYED
 from gateway.records import JSON, Arm, Exchange, Outcome
 from gateway.tracing import SpooledEnd, SpooledTrace, SpooledTry
 
-__all__ = ["OPERATIONS", "Span", "error_of", "spans_of", "without_content"]
+__all__ = ["OPERATIONS", "Span", "error_of", "provider_name", "spans_of", "without_content"]
 
 OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
@@ -30,6 +30,16 @@ _ASKED: Final = {  # what is told of a request, under which name
     "frequency_penalty": "gen_ai.request.frequency_penalty",
     "presence_penalty": "gen_ai.request.presence_penalty",
     "seed": "gen_ai.request.seed",
+}
+_PROVIDERS: Final = {  # the conventions' names where litellm has others
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "bedrock": "aws.bedrock",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "vertex_ai": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "xai": "x_ai",
 }
 _TEXT: Final = 256  # characters of a value that is no content
 
@@ -86,6 +96,11 @@ def error_of(exchange: Exchange) -> str:
     return str(exchange.outcome)
 
 
+def provider_name(provider: str) -> str:
+    """A provider as the conventions call it."""
+    return _PROVIDERS.get(provider, provider)
+
+
 def without_content(exchange: Exchange) -> Exchange:
     """The exchange with what is told of every call, and nothing of what was said."""
     request, response = exchange.request or {}, exchange.response or {}
@@ -137,16 +152,16 @@ def _client(
     status = exchange.status if not one.cause else int(one.cause) if one.cause.isdigit() else 0
     mirror = exchange.arm is Arm.MIRROR
     attributes: dict[str, Value] = {
-        "gen_ai.provider.name": one.provider,
+        "gen_ai.provider.name": provider_name(one.provider),
         "gen_ai.request.model": one.model,
         "http.request.method": method,
-        "server.address": one.host,
-        "server.port": one.port,
         "understudy.model": one.name,
         "understudy.arm": exchange.arm if attempt is None else attempt.arm,
     }
     if operation:
         attributes["gen_ai.operation.name"] = operation
+    if one.host:  # not known where litellm asks a provider at its own address
+        attributes |= {"server.address": one.host, "server.port": one.port}
     if status:
         attributes["http.response.status_code"] = status
     if number:
@@ -206,7 +221,7 @@ def _genai(exchange: Exchange, provider: str) -> dict[str, Value | None]:
         asked["gen_ai.response.time_to_first_chunk"] = exchange.ttft_ms / 1000
     return asked | {
         "gen_ai.operation.name": OPERATIONS[exchange.path],
-        "gen_ai.provider.name": provider,
+        "gen_ai.provider.name": provider_name(provider),
         "gen_ai.request.model": _text(request, "model"),
         "gen_ai.response.model": _text(exchange.response, "model"),
         "gen_ai.response.id": _text(exchange.response, "id"),

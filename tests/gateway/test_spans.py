@@ -28,10 +28,11 @@ from gateway.config import Settings, environment
 from gateway.logstore import LogStore, Query
 from gateway.logstore.open import open_log_store
 from gateway.otlp import SpanSender, resource_of
+from gateway.records import Exchange
 from gateway.redact import Redactor
 from gateway.ship import Shipper, StoreReader
 from gateway.signals import Protocol, signals_of
-from gateway.spans import Span
+from gateway.spans import Span, provider_name, spans_of
 from gateway.telemetry import TellMetrics
 from gateway.tell import Teller, channels_of
 from tests.gateway.collector import Collector, attributes_of, grpc_collector, http_collector
@@ -285,6 +286,20 @@ async def test_content_is_told_only_where_asked_for_and_never_of_masked_workload
     assert told["private"]["understudy.client_id"].startswith("<EMAIL_")
     assert told["private"]["gen_ai.usage.input_tokens"] == told["hidden"]["gen_ai.usage.input_tokens"] == 5
     assert (told["private"]["gen_ai.request.model"], told["hidden"]["gen_ai.request.model"]) == ("asked", "big")
+
+
+def test_a_provider_behind_litellm_has_the_conventions_name() -> None:
+    """At an address that nobody here knows."""
+    one = Exchange(id="x", timestamp=1.0, workload_id="w", trace_id="b" * 32, status=200)
+    tried = [1.0, "claude", "bedrock", "bedrock/claude", "", 80, ""]
+    header = {"span": [1, "", "", None], "span_end": [2.0, [tried]], "provider": "bedrock"}
+    server, client = spans_of(one, header)
+    assert server.attributes["gen_ai.provider.name"] == client.attributes["gen_ai.provider.name"] == "aws.bedrock"
+    known = {one.value for one in gen_ai_attributes.GenAiProviderNameValues}
+    assert {
+        provider_name(name) for name in ("azure", "azure_ai", "gemini", "mistral", "vertex_ai", "watsonx", "xai")
+    } <= known
+    assert not {"server.address", "server.port"} & set(client.attributes)
 
 
 SPANS = (
