@@ -7,6 +7,8 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from timeit import repeat
 
 import uvloop
@@ -16,10 +18,10 @@ from gateway.upstream.chosen import ChosenUpstream
 from gateway.upstream.direct import DirectUpstream
 from gateway.upstream.via_litellm import LitellmUpstream
 from routing.targets import Model
-from tests.gateway.anthropic import TEXT, message
+from tests.gateway.anthropic import TEXT, message, stream, text
 from tests.gateway.fakes import ok, upstream
 
-ROUNDS, CALLS = 200_000, 300
+ROUNDS, CALLS, EVENTS = 200_000, 300, 2_000
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi" * 500}]}).encode()
 REQUEST = UpstreamRequest(path="/chat/completions", headers=[(b"content-type", b"application/json")], body=BODY)
 
@@ -60,6 +62,16 @@ async def cpu_per_call(pool: Upstream, model: Model) -> float:
     return (time.process_time() - began) / CALLS * 1e6
 
 
+async def cpu_per_event(pool: Upstream, model: Model) -> float:
+    """Microseconds of CPU time for an event of a stream, the fake upstream's included."""
+    streamed = UpstreamRequest(path=REQUEST.path, headers=REQUEST.headers, body=BODY[:-1] + b', "stream": true}')
+    began = time.process_time()
+    reply = await pool.send(model, streamed)
+    while not reply.complete:
+        await reply.read()
+    return (time.process_time() - began) / EVENTS * 1e6
+
+
 async def beside(pool: Upstream, direct: Model, provider: Model) -> tuple[float, float]:
     """The median and the 99th percentile, in ms, of direct calls while a provider is called without a pause."""
     stop = asyncio.Event()
@@ -96,11 +108,17 @@ async def measure() -> None:
         )
         print(f"choosing: {choosing(alone, direct):.0f} ns direct alone, {choosing(chosen, direct):.0f} ns chosen")
         print(f"direct, litellm not loaded: {await cpu_per_call(chosen, direct):.0f} us CPU a call, fake included")
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
         seconds, worst, usual = await worst_gap(providers, claude)
         late = f"{worst * 1e3:.0f} ms at most, p99 {usual * 1e3:.1f} ms"
         print(f"loading litellm: {seconds:.1f} s; the loop was late by {late}")
         print(f"direct, litellm loaded: {await cpu_per_call(chosen, direct):.0f} us")
         print(f"a provider: {await cpu_per_call(chosen, claude):.0f} us")
+        async with upstream(stream(text(*("x" * EVENTS)))) as streaming:
+            telling = replace(claude, base_url=streaming.url.removesuffix("/v1"))
+            print(f"a provider's stream: {await cpu_per_event(chosen, telling):.0f} us an event")
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
+        print(f"resident: {before} MB without litellm, {resident} MB with it")
         median, tail = await beside(chosen, direct, claude)
         print(f"direct beside a provider's calls: p50 {median:.2f} ms, p99 {tail:.2f} ms")
     await chosen.close()
