@@ -104,7 +104,7 @@ def _served(place: Place, *, name: str, workers: int) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _unlogged(place: Place) -> Iterator[Target]:
-    """One worker by itself, whose exchanges go nowhere; the rest of its settings are the same."""
+    """One worker by itself, whose exchanges go nowhere; the rest is the same, calls get their place in a trace too."""
     name = "understudy-nolog"
     config, port = _written(place, name, 1)
     folder, headers = config.parent, _headers(config)
@@ -114,7 +114,8 @@ def _unlogged(place: Place) -> Iterator[Target]:
         listener.listen(4096)
         fd = listener.fileno()
         command = [sys.executable, "-m", "tests.bench.side_by_side.unlogged_worker", "--fd", fd, "--config", config]
-        with running(command, folder / "log", on=[place.cores.target], env=_environment(), pass_fds=[fd]) as process:
+        env = _environment(place.upstream)  # nobody tells of spans: they are made from the log
+        with running(command, folder / "log", on=[place.cores.target], env=env, pass_fds=[fd]) as process:
             when_ready(name, port, folder / "log", headers)
             pids = tuple(tree(process.pid))
             yield Target(name=name, port=port, pids=pids, serving=pids, workers=pids, headers=headers)
