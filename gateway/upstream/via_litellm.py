@@ -170,11 +170,11 @@ class LitellmReply:
 class _Engine:
     """The thread: imports litellm, then runs its event loop until it is stopped."""
 
-    litellm: ModuleType
+    litellm: ModuleType  # these two once it is loaded
+    _loop: asyncio.AbstractEventLoop
 
     def __init__(self) -> None:
         self.loaded: Future[None] = Future()
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="litellm", daemon=True)
         self._thread.start()
 
@@ -187,8 +187,10 @@ class _Engine:
         asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(1.0)  # one that is still importing ends with the process
+        """End the thread; one that is still importing ends with the process."""
+        if self.loaded.done() and self.loaded.exception() is None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -199,8 +201,9 @@ class _Engine:
             )
             self.loaded.set_exception(error if isinstance(error, ImportError) else ImportError(str(error)))
             return
-        self.loaded.set_result(None)
+        self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
+        self.loaded.set_result(None)
         try:
             self._loop.run_forever()
         finally:
