@@ -11,8 +11,10 @@ from routing.conversation import conversation_key
 
 __all__ = ["Fields", "Tags", "conversation_of", "read_fields", "tag", "with_model"]
 
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]')
-_MODEL: Final = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*"|null)')
+_KEY: Final = b'"model"'
+_ESCAPED: Final = b"\\u006"  # each letter of `model` as JSON may escape it
+_VALUE: Final = re.compile(rb'\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
+_EMPTY: Final = re.compile(rb"\s*\}")
 _MAX_TAG: Final = 256
 
 
@@ -36,6 +38,7 @@ class Fields(msgspec.Struct):
 
 
 _fields = msgspec.json.Decoder(Fields)
+_values = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Tags(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +52,16 @@ class Tags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_fields(body: bytes) -> Fields:
-    """Parse a request body once. Raises RequestRefused (400) when it is not a JSON object."""
+    """Parse a request body once. Raises RequestRefused (400) when it is not a JSON object, in UTF-8."""
     try:
-        return _fields.decode(body)
+        fields = _fields.decode(body)
+        if not body.isascii():
+            body.decode()  # what stays bytes in `fields` has not been looked at
     except msgspec.ValidationError as error:
-        raise RequestRefused(400, "the request body must be a JSON object", code="invalid_json") from error
+        raise RequestRefused(400, f"the request body must be a JSON object: {error}", code="invalid_json") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused(400, f"the request body is not JSON: {error}", code="invalid_json") from error
+    return fields
 
 
 def tag(headers: Mapping[str, str], fields: Fields) -> Tags:
@@ -80,41 +86,28 @@ def conversation_of(fields: Fields) -> str:
 
 
 def with_model(body: bytes, fields: Fields, name: str) -> bytes:
-    """The same bytes with another value of the top-level `model`."""
-    if fields.model == name or not isinstance(fields.model, str | None):
-        return body  # a model that is no text is the upstream's to refuse
-    value = msgspec.json.encode(name)
-    span = _first_key_model(body) or _top_level_model(body)
-    if span is None and fields.model is not None:  # its key is written with escapes: only a rewrite finds it
-        return msgspec.json.encode(msgspec.json.decode(body) | {"model": name})
-    if span is None:
-        start = body.index(b"{") + 1
-        comma = b"" if body[start:].lstrip().startswith(b"}") else b","
-        return body[:start] + b'"model":' + value + comma + body[start:]
-    return body[: span[0]] + value + body[span[1] :]
+    """The same bytes with another top-level `model`; a `model` that is no text is the upstream's to refuse.
 
-
-def _first_key_model(body: bytes) -> tuple[int, int] | None:
-    """The quick way for most bodies: one `model` key, before anything is nested."""
-    found = _MODEL.search(body)
-    if found is None or body.count(b'"model"') != 1:
-        return None
-    before = body[: found.start()]
-    return found.span(1) if before.count(b"{") == 1 and b"[" not in before else None
-
-
-def _top_level_model(body: bytes) -> tuple[int, int] | None:
-    """Where the last top-level `model` value stands: what a JSON parser takes when a key is given twice."""
-    depth, span = 0, None
-    for token in _TOKEN.finditer(body):
-        text = token.group()
-        if text in (b"{", b"["):
-            depth += 1
-        elif text in (b"}", b"]"):
-            depth -= 1
-        elif depth == 1 and text == b'"model"' and (match := _MODEL.match(body, token.start())):
-            span = match.span(1)
-    return span
+    Where `model` may be there twice, or stands beside another key of that name further in, the object is written anew
+    from the bytes of its values, the last of a key: whoever reads it reads what the gateway has read.
+    """
+    last = body.rfind(_KEY)  # rfind looks through a body three times as fast as find, count and in
+    if body.rfind(_ESCAPED) < 0 and (last < 0 or body.rfind(_KEY, 0, last) < 0):
+        if last < 0:
+            start = body.index(b"{") + 1
+            comma = b"" if _EMPTY.match(body, start) else b","
+            return body[:start] + b'"model":' + msgspec.json.encode(name) + comma + body[start:]
+        if isinstance(fields.model, str):
+            if fields.model == name:
+                return body
+            start, end = _VALUE.match(body, last + len(_KEY)).span(1)  # type: ignore[union-attr]  # it is a text
+            return body[:start] + msgspec.json.encode(name) + body[end:]
+        if fields.model is not None:
+            return body
+    values = _values.decode(body)
+    if isinstance(fields.model, str | None):
+        values["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(values)
 
 
 def _clean(value: Any) -> str:

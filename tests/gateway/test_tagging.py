@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -44,17 +45,72 @@ def test_a_missing_model_is_put_in(rest: dict) -> None:
 
 
 def test_other_bytes_stay() -> None:
-    """Spacing, number forms, escapes and doubled keys."""
+    """Spacing, number forms, escapes and other doubled keys."""
     raw = b'{ "model" :"a", "n": 1.50e0,"s":"\\u00e9", "n": 2 }'
     assert with_model(raw, read_fields(raw), "b") == raw.replace(b'"a"', b'"b"')
-    twice = b'{"model": "a", "model": "b"}'
-    assert with_model(twice, read_fields(twice), "c") == b'{"model": "a", "model": "c"}'
+    late = b'{"messages": [{"content": "\\n{"}] , "model" : "a\\"b" ,"n": 1 }'
+    assert with_model(late, read_fields(late), "c") == late.replace(b'"a\\"b"', b'"c"')
     same = b'{"model": "a"}'
     assert with_model(same, read_fields(same), "a") is same
-    escaped = b'{"mod\\u0065l": "a", "x": {"model": "a"}}'
-    assert json.loads(with_model(escaped, read_fields(escaped), "b")) == {"model": "b", "x": {"model": "a"}}
     odd = b'{"model": 5}'
     assert with_model(odd, read_fields(odd), "a") is odd
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "a", "x": {"model": "a"}, "n": 1.50e0, "model": "b"}',
+        b'{"model": "a", "x": {"model": "a"}, "n": 1.50e0, "mod\\u0065l": "b"}',
+        b'{"mod\\u0065l": "a", "x": {"model": "a"}, "n": 1.50e0, "\\u006dodel": "b"}',
+        b'{"mod\\u0065l": "a", "x": {"model": "a"}, "n": 1.50e0}',
+        b'{"model": "a", "x": {"model": "a"}, "n": 1.50e0, "model": null}',
+    ],
+)
+def test_no_second_model_goes_up(raw: bytes) -> None:
+    """However `model` is written twice, a reader that takes the first reads the same as one that takes the last."""
+    for name in ("b", "c"):
+        body = with_model(raw, read_fields(raw), name)
+        keys = json.loads(body, object_pairs_hook=lambda pairs: pairs)
+        assert sorted(keys) == [("model", name), ("n", 1.5), ("x", [("model", "a")])]
+        assert b"1.50e0" in body
+
+
+def test_a_model_that_is_no_text_is_the_upstreams_to_refuse() -> None:
+    raw = b'{"model": "a", "model": 5}'
+    assert with_model(raw, read_fields(raw), "b") == b'{"model":5}'
+
+
+def test_a_large_body_is_rewritten_in_one_pass() -> None:
+    """Where its model stands, and what its text is made of, makes no difference."""
+    picture = b"data:image/png;base64," + b"iVBORw0KGgo" * 500_000
+    for content in (picture, b"\\n" * 2_000_000, "日本語".encode() * 500_000):
+        raw = b'{"messages":[{"content":"' + content + b'"}],"model":"a"}'
+        started = time.process_time()
+        assert with_model(raw, read_fields(raw), "b") == raw[:-4] + b'"b"}'
+        assert time.process_time() - started < 0.25
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages": ["\xff"]}',
+        b'{"messages": ["\xed\xa0\x80"]}',
+        b'{"messages": ["\\ud800"]}',
+        b'\xef\xbb\xbf{"model": "a"}',
+        '{"model": "a"}'.encode("utf-16"),
+        b'{"messages": [NaN]}',
+        b'{"messages": []}{"messages": []}',
+        b'{"messages": "\x00"}',
+        b"",
+        b"[]",
+        b'"a"',
+        b'{"model": 1e999}',
+    ],
+)
+def test_what_is_no_json_object_in_utf_8_is_refused(raw: bytes) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        read_fields(raw)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
 
 
 def test_headers_win_over_metadata() -> None:
