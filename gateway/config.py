@@ -56,11 +56,18 @@ class GatewaySettings(_Listening):
 
     `open_to_network` is the word that an address other than loopback wants where `auth` is off. `access_log` is `off`,
     `stdout` or a file's path; of what went well it has the share `access_log_sample`.
+
+    `max_connections` is a worker's. A request's head is to be here `head_timeout` after its begin; a body, and a reply
+    that the client takes, may stand still no longer than `stall_timeout`.
     """
 
     port: int = Field(default=8080, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
     max_body: int = Field(default=64 * 1024 * 1024, ge=1024)
+    max_head: int = Field(default=64 * 1024, ge=1024)
+    max_connections: int = Field(default=10_000, ge=1)
+    head_timeout: float = Field(default=10.0, gt=0)
+    stall_timeout: float = Field(default=60.0, gt=0)
     drain: float = Field(default=30.0, ge=0)
     overlay_poll: float = Field(default=0.25, gt=0)
     open_to_network: bool = False

@@ -47,6 +47,7 @@ class Endpoints:
         self.max_body = max_body
         self.spool_part = proxy.spool_part
         self.gone = proxy.gone
+        self.unread = proxy.unread
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._control(scope, receive, send)
@@ -75,6 +76,8 @@ class Endpoints:
         for name, value in call.headers:
             if name == b"content-length" and value.isdigit() and int(value) > self.max_body:
                 raise self.too_large()
+            if name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise RequestRefused(501, "of transfer codings only `chunked` is understood", code="bad_http")
 
     async def serve(self, call: Inbound, down: Downstream) -> None:
         """Serve a call whose body is here. Whatever happens, the client is told or cut off, and the log knows."""

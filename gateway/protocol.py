@@ -1,91 +1,132 @@
 """A client's connection: uvicorn's HTTP protocol, with a short way for the calls that are relayed.
 
-Such a call costs one task and no ASGI messages; every other call goes the ASGI way, as under plain uvicorn.
+Such a call costs one task and no ASGI messages; every other call goes the ASGI way, as under plain uvicorn. What is not
+HTTP/1.1, too large a head, or too slow ends the connection, after the replies that are under way.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, cast
+import resource
+from collections.abc import Mapping
+from typing import Any, Final, Literal, cast
 
 import httptools
+import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway.config import GatewaySettings
 from gateway.endpoints import Endpoints
-from gateway.errors import RequestRefused
+from gateway.errors import RequestRefused, error_body
 from gateway.paths import RELAYED, passed_on
-from gateway.spool import PIECE
-from gateway.tee import Inbound
+from gateway.relayed import Relayed
 
 __all__ = ["server_config"]
 
+log = structlog.get_logger(__name__)
+
 _PATHS: Final = {path.encode(): path for path in RELAYED}
-_NO_BODY: Final = frozenset((204, 304))
+_VERSIONS: Final = frozenset(("1.0", "1.1"))
+_MAX_HEADERS: Final = 256
+_PROGRESS: Final = 64 * 1024  # bytes of a body that are to come within `stall_timeout`, where its end does not
+_CHUNK_COST: Final = 5  # bytes that the smallest chunk spends on one byte of a body
+_KEEP_ALIVE: Final = 5.0  # seconds
+_OTHER_FILES: Final = 128  # descriptors that are no connections
+
+Awaited = Literal["", "request", "head", "body", "end"]
 
 
-def server_config(endpoints: Endpoints, *, drain: float) -> uvicorn.Config:
-    """How uvicorn serves a worker's application; `drain` is how many seconds calls in flight have at the end."""
+def server_config(endpoints: Endpoints, settings: GatewaySettings) -> uvicorn.Config:
+    """How uvicorn serves a worker's application; with no more connections than there are descriptors for two each."""
+    files = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES) // 2
+    patience = {
+        "request": _KEEP_ALIVE,
+        "head": settings.head_timeout,
+        "body": settings.stall_timeout,
+        "end": settings.stall_timeout,
+    }
+    bound = {
+        "endpoints": endpoints,
+        "max_connections": min(settings.max_connections, max(files, 1)),
+        "max_head": settings.max_head,
+        "patience": patience,
+        "beat": min(patience.values()),
+    }
     return uvicorn.Config(
         endpoints,
-        http=type("BoundConnection", (Connection,), {"endpoints": endpoints}),
+        http=type("BoundConnection", (Connection,), bound),
+        ws="none",
         proxy_headers=False,
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=int(drain),
+        timeout_keep_alive=int(_KEEP_ALIVE),
+        timeout_graceful_shutdown=int(settings.drain),
     )
 
 
 class Connection(HttpToolsProtocol):
-    """One client. `cycle` is the request that came last, be it relayed or uvicorn's; `_serving` the one in work."""
+    """One client. `cycle` is the request that came last, be it relayed or uvicorn's; `serving` the one in work."""
 
     endpoints: Endpoints
-    _serving: "Relayed | None" = None
-    _idle_since = 0.0  # of the loop's clock; 0 while a request is on its way
-    _offered = False  # the request in the parser offers to go on in another protocol
+    max_connections: int
+    max_head: int
+    patience: Mapping[str, float]  # seconds, by what is awaited of the client
+    beat: float  # seconds, the least of them: so often the one timer looks, while anything is
+    serving: Relayed | None = None
+    _awaited: Awaited = ""
+    _since = 0.0  # of the loop's clock
+    _packet = 0  # bytes that came last
+    _fed = 0  # bytes of the message, those of its first packet left out; -1 within that
+    _body = 0  # bytes of them that are the request's body
+    _seen = 0  # `_body` when somebody last looked how it comes along
+    _deaf = False  # what still comes is thrown away
+    _objection: RequestRefused | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self._await("head")
+        if len(self.connections) > self.max_connections:
+            self._say(RequestRefused(503, "the gateway has too many connections", code="overloaded"))
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's, but an offer to go on in another protocol (`Upgrade: h2c`) is passed over, and the call served.
-
-        The parser stops at such a head and takes no body: a new one gets the head again, without the offer.
-        """
-        self._unset_keepalive_if_required()
+        if self._deaf:
+            return
+        self._packet = len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            again = self._head_without_offer() + data[offer.args[0] :]
-            self._offered, self.parser = False, httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-            self.data_received(again)
-        except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
-
-    def _head_without_offer(self) -> bytes:
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
-        return b"".join((b"%b %b HTTP/%b\r\n" % (method, self.url, version), *kept, b"\r\n"))
+            while data:
+                data = self._fed_to_parser(data)
+        except httptools.HttpParserError as error:
+            if isinstance(error, httptools.HttpParserCallbackError) and self._objection is None:
+                log.exception("a request could not be taken in")
+            self._cut_short(self._objection or RequestRefused(400, f"this is not HTTP/1.1: {error}", code="bad_http"))
+        if self._awaited:
+            self._watch()
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self._awaited, self._since, self._fed, self._body = "head", 0.0, -1, 0
 
     def on_headers_complete(self) -> None:
+        version, headers = self.parser.get_http_version(), self.headers
+        if version not in _VERSIONS or len(headers) > _MAX_HEADERS or self._fed + self._packet > self.max_head:
+            self._object(version)
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # _fed_to_parser hears of it
+        self.headers = []  # trailers go nowhere
         path, _, query = self.url.partition(b"?")
         method = self.parser.get_method()
-        if self.parser.should_upgrade() and method != b"CONNECT":
-            self._offered = True
-            return
         relayed = _PATHS.get(path) if method == b"POST" else None
         if relayed is None and (relayed := passed_on(method, path)) is None:
-            self._to_asgi()
+            self._to_asgi(headers)
             return
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        call = self.endpoints.inbound(method.decode(), relayed, query.decode("latin-1"), self.headers)
-        self.headers = []  # of what may come after the body: those are no headers of the call
+        self._awaited, self._since = "body", 0.0
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        call = self.endpoints.inbound(method.decode(), relayed, query.decode("latin-1"), headers)
         before, relay = self.cycle, Relayed(self, call, keep_alive=keep_alive, wants_100=self.expect_100_continue)
         self.cycle = cast(Any, relay)
         if before is None or before.response_complete:
@@ -95,6 +136,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
+        self._body += len(body)
         relay: Any = self.cycle
         if isinstance(relay, Relayed):
             relay.take(body)
@@ -102,20 +144,28 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._offered:
+        if self._awaited == "head":  # an upgrade
             return
+        self._awaited = ""
         relay: Any = self.cycle
-        if isinstance(relay, Relayed):
-            relay.whole = True
-            if relay is self._serving:
-                relay.serve()
-        else:
+        if not isinstance(relay, Relayed):
             super().on_message_complete()
+        elif relay is self.serving:
+            relay.whole = True
+            relay.serve()
+        else:
+            relay.whole = True
+        if relay.response_complete and not self._deaf:
+            self._await("request")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        left: list[Any] = [self._serving, *(cycle for cycle, _ in self.pipeline)]
-        self._serving = None
+        left: list[Any] = [self.serving, *(cycle for cycle, _ in self.pipeline)]
+        self.serving = None
         self.pipeline.clear()
+        self._awaited = ""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         if isinstance(cast(Any, self.cycle), Relayed):
             self.cycle = cast(Any, None)
         super().connection_lost(exc)
@@ -125,37 +175,139 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self.pipeline:
-            super().on_response_complete()
+            self.loop.call_soon(
+                super().on_response_complete
+            )  # not at once: a thousand refusals would be as many calls deep
             return
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._wake_at(self._idle_since + self.timeout_keep_alive)
+        if self._deaf:
+            self._hang_up()
+        elif not self._awaited:
+            self._await("request")
+
+    def finish(self, *, whole: bool) -> None:
+        """Close behind a reply; `whole`: all of its request has come."""
+        if not whole or self._deaf:
+            self._hang_up()
+        else:
+            self._close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """One timer a connection instead of one a request: it looks when the connection was last in use."""
+        """One timer a connection instead of one a request: it looks for how long the client has owed something."""
         self.timeout_keep_alive_task = None
-        if not self._idle_since or self.transport.is_closing():
+        if not self._awaited:
             return
-        end = self._idle_since + self.timeout_keep_alive
-        if self.loop.time() < end:
-            self._wake_at(end)
+        now = self.loop.time()
+        due = self._since + self.patience[self._awaited]
+        if now >= due and self._awaited == "body" and (self._body - self._seen >= _PROGRESS or self.flow.read_paused):
+            self._since, self._seen = now, self._body
+            due = now + self.patience["body"]
+        if now < due:
+            self._wake_at(min(due, now + self.beat))
+        elif self._awaited == "end":
+            self.transport.abort()
+        elif self._awaited == "request" or self.headers is None:
+            self._close()
         else:
-            self.transport.close()
+            self._cut_short(RequestRefused(408, f"the request's {self._awaited} came too slowly", code="timeout"))
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = 0.0
-        if self.transport.is_closing():
-            super()._unset_keepalive_if_required()
+        """The timer stays."""
+
+    def _await(self, what: Awaited) -> None:
+        self._awaited, self._since = what, self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._wake_at(self._since + self.beat)
 
     def _wake_at(self, when: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_at(when, self.timeout_keep_alive_handler)
 
-    def _start(self, relay: "Relayed") -> None:
-        self._serving = relay
+    def _watch(self) -> None:
+        """Not all of a message is here: it has a time to come in, and little besides its body to come with."""
+        if not self._since:
+            self._seen = self._body
+            self._await(self._awaited)
+        self._fed = self._fed + self._packet if self._fed >= 0 else 0
+        if self._fed - self._body > self.max_head + _CHUNK_COST * self._body and not self._deaf:
+            self._cut_short(self._too_much())
+
+    def _fed_to_parser(self, data: bytes) -> bytes:
+        """What is still to be fed: an upgrade is offered in vain, so the request is fed again without the offer.
+
+        For the parser all that follows such a head, a body too, is another protocol's.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+            head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            return b"".join(head) + b"\r\n" + data[upgrade.args[0] :]
+        return b""
+
+    def _object(self, version: str) -> None:
+        """Raises RequestRefused for a head that is none to go on with."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if version not in _VERSIONS:
+            self._objection = RequestRefused(505, f"HTTP/{version} is not spoken here", code="bad_http")
+        elif len(self.headers) > _MAX_HEADERS or size > self.max_head:
+            self._objection = self._too_much()
+        if self._objection is not None:
+            raise self._objection
+
+    def _too_much(self) -> RequestRefused:
+        most = f"{self.max_head} bytes or {_MAX_HEADERS} fields"
+        return RequestRefused(431, f"the request has headers of more than {most}", code="headers_too_large")
+
+    def _cut_short(self, error: RequestRefused) -> None:
+        """Nothing more is read from this client. It is told why, after the replies that are under way."""
+        partial = self._awaited == "body"
+        self._deaf, self._awaited = True, ""
+        cycle: Any = self.cycle
+        queued = bool(self.pipeline) and cast(Any, self.pipeline[0][0]) is cycle
+        if partial and isinstance(cycle, Relayed):
+            cycle.turn_down(error)
+        elif partial and queued:
+            self.pipeline.popleft()
+        elif self.pipeline or not (partial or cycle is None or cycle.response_complete):
+            return  # on_response_complete ends it
+        else:
+            if not partial or not (cycle.response_started or cycle.response_complete):
+                self._say(error)
+            if partial and not cycle.response_complete:
+                self._close()  # the application waits for a body
+            else:
+                self._hang_up()
+
+    def _say(self, error: RequestRefused) -> None:
+        """The reply to what is no call, and so no exchange: it is counted."""
+        self.endpoints.unread(error)
+        body = error_body(str(error), kind=error.kind, code=error.code)
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[error.status] + head + body)
+
+    def _hang_up(self) -> None:
+        """End the connection, but hear the client out: to close on unread bytes would cost it the reply."""
+        if self.transport.is_closing() or self._awaited == "end":
+            return
+        self._deaf = True
+        self._await("end")
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _close(self) -> None:
+        """End the connection, with what is written; a client that does not take it has as long as a slow one."""
+        self._deaf = True
+        self.transport.close()
+        self._await("end")
+
+    def _start(self, relay: Relayed) -> None:
+        self.serving = relay
         relay.admit()
         if relay.whole and not relay.response_complete:
             relay.serve()
@@ -166,156 +318,21 @@ class Connection(HttpToolsProtocol):
         else:
             super()._start_asgi_task(cycle, app)
 
-    def _to_asgi(self) -> None:
+    def _to_asgi(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Do what uvicorn does at a message's begin, and then what it does at the end of the headers."""
-        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        url, expected = self.url, self.expect_100_continue
+        if not _has_path(url):
+            self._objection = RequestRefused(400, "the request names no path", code="bad_http")
+            raise self._objection
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
         self.headers.extend(headers)
         super().on_headers_complete()
+        self._awaited, self._since, self.headers = "body", 0.0, []
 
 
-class Relayed:
-    """One relayed call: takes its body in, and writes its reply. See `gateway.tee.Downstream`.
-
-    `response_complete`, `keep_alive` and `message_event` are what uvicorn's protocol reads of a request.
-    """
-
-    __slots__ = (
-        "_call",
-        "_chunked",
-        "_connection",
-        "_fresh",
-        "_head",
-        "_parts",
-        "_size",
-        "_task",
-        "_wants_100",
-        "keep_alive",
-        "response_complete",
-        "started",
-        "whole",
-    )
-
-    def __init__(self, connection: Connection, call: Inbound, *, keep_alive: bool, wants_100: bool) -> None:
-        self._connection = connection
-        self._call = call
-        self._wants_100 = wants_100
-        self._parts: list[bytes] = []
-        self._fresh = 0  # parts that are not in the spool yet, counted from the last
-        self._size = 0
-        self._head: list[bytes] = []
-        self._chunked = False
-        self._task: asyncio.Task[None] | None = None
-        self.keep_alive = keep_alive
-        self.response_complete = False
-        self.started = False  # the reply's head is on its way
-        self.whole = False  # all of the request is here
-
-    # -- the request
-
-    def admit(self) -> None:
-        """It is this call's turn: say early what speaks against it, or ask for the body."""
-        endpoints = self._connection.endpoints
-        try:
-            endpoints.admit(self._call)
-        except RequestRefused as error:
-            endpoints.refuse(self._call, error, self)
-            return
-        if self._wants_100 and not self.whole:
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-    def take(self, body: bytes) -> None:
-        """More of the request's body; a large one goes to the spool as it comes."""
-        if self.response_complete:
-            return
-        self._parts.append(body)
-        self._fresh += 1
-        self._size += len(body)
-        endpoints = self._connection.endpoints
-        if self._size > endpoints.max_body:
-            endpoints.refuse(self._call, endpoints.too_large(), self)
-        elif self._size - self._call.spooled >= PIECE:
-            endpoints.spool_part(self._call, b"".join(self._parts[-self._fresh :]))
-            self._fresh = 0
-
-    def serve(self) -> None:
-        """All of the request is here."""
-        if self.response_complete:
-            return
-        self._call.body = b"".join(self._parts)
-        connection = self._connection
-        self._task = connection.loop.create_task(self._served())
-        connection.tasks.add(self._task)
-
-    def left(self) -> None:
-        """The client has gone: what is read from the upstream now is wasted money."""
-        call = self._call
-        if self._task is None:
-            if not self.response_complete:
-                call.body = b"".join(self._parts)
-                self._connection.endpoints.gone(call)
-        elif not call.finished:
-            call.gone = True
-            self._task.cancel()
-
-    async def _served(self) -> None:
-        connection = self._connection
-        try:
-            await connection.endpoints.serve(self._call, self)
-        finally:
-            connection.tasks.discard(cast(Any, self._task))
-            if not self.response_complete:
-                connection.transport.close()
-
-    # -- the reply
-
-    @property
-    def slow(self) -> bool:
-        """Whether the client has yet to take what was written."""
-        return bool(self._connection.flow.write_paused)
-
-    async def drain(self) -> None:
-        """Wait until the client has taken most of what was written."""
-        await self._connection.flow.drain()
-
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """The reply's head; it leaves with the first bytes of the body."""
-        self.started = True
-        head = [STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        chunked = status not in _NO_BODY
-        for name, value in headers:
-            if name == b"content-length":
-                chunked = False
-            head += (name, b": ", value, b"\r\n")
-        if not self.keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(b"transfer-encoding: chunked\r\n\r\n" if chunked else b"\r\n")
-        self._head, self._chunked = head, chunked
-
-    def write(self, chunk: bytes) -> None:
-        """Some bytes of the body."""
-        out, self._head = self._head, []
-        if self._chunked and chunk:
-            out += (b"%x\r\n" % len(chunk), chunk, b"\r\n")
-        else:
-            out.append(chunk)
-        self._connection.transport.write(b"".join(out))
-
-    def end(self, chunk: bytes) -> None:
-        """The last bytes of the body; the connection is free for the next request."""
-        out, self._head = self._head, []
-        if not self._chunked:
-            out.append(chunk)
-        elif chunk:
-            out += (b"%x\r\n" % len(chunk), chunk, b"\r\n0\r\n\r\n")
-        else:
-            out.append(b"0\r\n\r\n")
-        connection = self._connection
-        if not connection.transport.is_closing():
-            connection.transport.write(b"".join(out))
-        self.response_complete = True
-        connection._serving = None
-        if not self.keep_alive:
-            connection.transport.close()
-        connection.on_response_complete()
+def _has_path(url: bytes) -> bool:
+    try:
+        return bool(httptools.parse_url(url).path)
+    except httptools.HttpParserInvalidURLError:
+        return False

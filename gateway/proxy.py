@@ -124,6 +124,10 @@ class Proxy:
         """Log a call whose client left before all of it was here."""
         self._unserved(call, Outcome.CLIENT_GONE, 0, "the client left within its request")
 
+    def unread(self, error: RequestRefused) -> None:
+        """Count what was turned down before it was a call."""
+        self._metrics.unread(error.status)
+
     def spool_part(self, call: Inbound, part: bytes) -> None:
         """Log what has come of a large body since the last time, unless somebody's must not reach the disk unmasked.
 

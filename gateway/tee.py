@@ -76,7 +76,7 @@ class Sink(Protocol):
 
 
 class Downstream(Protocol):
-    """The way back to the client: gateway.protocol.Relayed. `start`, then any number of `write`, then `end`, once.
+    """The way back to the client: gateway.relayed.Relayed. `start`, then any number of `write`, then `end`, once.
 
     Nothing here waits; while `slow`, the caller is to await `drain`. `started` turns true with the reply's head.
     """

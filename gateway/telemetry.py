@@ -77,6 +77,12 @@ class Metrics:
         self._untagged = Counter(
             "understudy_untagged", "Calls that no name, rule or key gave a workload: they went to default", **made
         )
+        self._unread = Counter(
+            "understudy_unread",
+            "Requests turned down before they were calls: not HTTP, too large, too slow",
+            ["status"],
+            **made,
+        )
         self._reloads = Counter("understudy_routing_reloads", "Routing snapshots taken in", ["result"], **made)
         self._children: dict[tuple[str, ...], Any] = {}
 
@@ -116,6 +122,9 @@ class Metrics:
 
     def untagged(self) -> None:
         self._untagged.inc()
+
+    def unread(self, status: int) -> None:
+        self._child(self._unread, str(status)).inc()
 
     def reloaded(self, result: str) -> None:
         self._child(self._reloads, result).inc()

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import gc
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ async def _serve(arguments: argparse.Namespace, application: Callable[[Settings,
     settings = load_settings(arguments.config)
     endpoints = application(settings, arguments.metrics)
     gc.freeze()
-    server = uvicorn.Server(server_config(endpoints, drain=settings.gateway.drain))
+    server = uvicorn.Server(server_config(endpoints, settings.gateway))
     if arguments.watch_fd is not None:
         loop = asyncio.get_running_loop()
 
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None, *, application: Callable[[Settings, Path
     configure_logging(f"gateway {os.getpid()}")
     gc.set_threshold(50_000, 20, 50)  # a call makes little garbage in cycles, and looking for it is time on its way
     sys.setswitchinterval(_SWITCH)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     uvloop.run(_serve(arguments, application))
     return 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(100)
-    server = uvicorn.Server(server_config(build(settings), drain=2))
+    server = uvicorn.Server(server_config(build(settings), settings.gateway.model_copy(update={"drain": 2})))
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
     while not server.started:
         if serving.done():
@@ -70,12 +70,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 def settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings for a routing.yaml that is given as text."""
 
-    def make(routing: str, **spool: object) -> Settings:
+    def make(routing: str, *, edge: Mapping[str, object] | None = None, **spool: object) -> Settings:
         (tmp_path / "routing.yaml").write_text(routing)
         return Settings(
             data_dir=tmp_path / "data",
             routing_file=tmp_path / "routing.yaml",
-            gateway=GatewaySettings(max_body=100_000),
+            gateway=GatewaySettings(**{"max_body": 100_000, **(edge or {})}),
             spool=SpoolSettings(**spool),
         )
 
