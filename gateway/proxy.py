@@ -246,7 +246,9 @@ class Proxy:
         if call.trace is not None:
             call.trace.carry(headers)
         path = upstream_path(call.path, call.query)
-        request = UpstreamRequest(method=call.method, path=path, headers=headers, body=body)
+        request = UpstreamRequest(
+            method=call.method, path=path, headers=headers, body=body, repeatable=_repeatable(call, fields)
+        )
         started = time.perf_counter()
         try:
             reply = await self._upstream.send(model, request)
@@ -383,6 +385,13 @@ def _allow(call: Inbound, route: Route) -> None:
 def log_full() -> RequestRefused:
     """The refusal of a gateway that is set to serve nothing that it cannot log."""
     return RequestRefused(503, "the log is full and set to refuse calls", code=LOG_FULL, kind="server_error")
+
+
+def _repeatable(call: Inbound, fields: Fields) -> bool:
+    """Whether a call leaves nothing behind that a second one would double."""
+    if call.passed_on:
+        return call.method == "GET"
+    return not (fields.previous_response_id or fields.conversation)
 
 
 def upstream_path(path: str, query: str) -> str:

@@ -19,6 +19,7 @@ class UpstreamRequest:
     path: str
     headers: Headers
     body: bytes
+    repeatable: bool = True
 
 
 class Reply(Protocol):

@@ -21,9 +21,8 @@ __all__ = ["DirectUpstream", "Resolve"]
 IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
 MAX_IDLE: Final = 256  # connections kept for an origin
-MAX_AGE: Final = (
-    60.0  # seconds after which a connection is not used again: by then a name may stand for another address
-)
+MAX_AGE: Final = 60.0  # seconds that a connection is used for: by then a name may stand for another address
+MAX_BARE: Final = 256 * 1024  # bytes of a reply on end that are none of its body: head, interim answers, trailers
 
 Origin = tuple[str, str, int, str]  # scheme, host, port, and the certificates that it is trusted by
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -53,7 +52,8 @@ class DirectUpstream:
     async def send(self, model: Model, request: UpstreamRequest) -> "DirectReply":
         """Send and wait for the reply's head.
 
-        A kept connection that turns out to be closed before any byte of the reply is replaced once by a fresh one.
+        A kept connection that turns out to be closed before any byte of the reply is replaced once by a fresh one: the
+        upstream has let go of it in the same moment. A request that must not be done twice is not sent again.
         """
         origin, prefix, host = _target(model.base_url, model.ca_file)
         data = _serialise(request, prefix, host)
@@ -61,8 +61,9 @@ class DirectUpstream:
         if connection is not None:
             try:
                 return await connection.exchange(data, model.timeouts)
-            except _Stale:
-                pass
+            except _Stale as stale:
+                if stale.sent and not request.repeatable:
+                    raise UpstreamCut(f"{model.name}: the upstream closed the connection without a reply") from stale
         connection = await self._connect(origin, model.timeouts.connect)
         try:
             return await connection.exchange(data, model.timeouts)
@@ -81,10 +82,10 @@ class DirectUpstream:
     def keep(self, connection: "_Connection") -> None:
         """Take back a connection whose reply is complete."""
         idle = self._idle.setdefault(connection.origin, deque())
-        if len(idle) >= MAX_IDLE:
-            connection.drop()
-            return
-        connection.idle_since = connection.loop.time()
+        now = connection.loop.time()
+        while idle and (now - idle[0].idle_since > self.idle_seconds or len(idle) >= MAX_IDLE):
+            idle.popleft().drop()
+        connection.idle_since = now
         idle.append(connection)
         if self._sweeping is None:
             self._sweeping = connection.loop.call_later(self.idle_seconds, self._sweep, connection.loop)
@@ -160,7 +161,11 @@ class DirectReply:
 
 
 class _Stale(UpstreamError):
-    """The connection ended before the first byte of a reply."""
+    """The connection ended before the first byte of a reply; `sent`: the request may have reached the upstream."""
+
+    def __init__(self, *, sent: bool) -> None:
+        super().__init__("closed")
+        self.sent = sent
 
 
 class _Connection(asyncio.Protocol):
@@ -186,6 +191,7 @@ class _Connection(asyncio.Protocol):
         self._started = 0.0
         self._paused = False
         self._until_close = False
+        self._bare = 0  # bytes of the reply since one of its body came
         self._body_begun = False
         self._reusable = True
 
@@ -201,8 +207,8 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, data: list[bytes], timeouts: Timeouts) -> DirectReply:
         """Write a request, wait for the head of its reply. Raises _Stale, UpstreamTimeout, UpstreamCut."""
         if self._transport is None or self._transport.is_closing():
-            raise _Stale("closed")
-        self._reply, self._error, self._headers, self._body_begun = None, None, [], False
+            raise _Stale(sent=False)
+        self._reply, self._error, self._headers, self._body_begun, self._bare = None, None, [], False, 0
         self._timeouts, self._started = timeouts, self.loop.time()
         self._set_deadline("first token", timeouts.first_token)
         try:
@@ -233,7 +239,8 @@ class _Connection(asyncio.Protocol):
     def release(self) -> None:
         self._deadline = 0.0
         reply, self._reply = self._reply, None
-        if reply is not None and reply.complete and self._reusable and not self._paused:
+        complete = reply is not None and reply.complete and self._reusable and not self._paused
+        if complete and self._transport is not None and not self._transport.get_write_buffer_size():
             self._buffer.clear()
             self.pool.keep(self)
         else:
@@ -254,11 +261,16 @@ class _Connection(asyncio.Protocol):
             self._reusable = False  # bytes that no request asked for: nothing on this connection can be trusted
             self.drop()
             return
+        held = len(self._buffer)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._reusable = False
-            self._fail(UpstreamCut(f"{self._name}: not HTTP/1.1: {error}"))
+            self._broken(f"not HTTP/1.1: {error}")
+        self._bare = self._bare + len(data) if len(self._buffer) == held else 0
+        if self._bare > MAX_BARE:
+            self._reusable = False
+            self._broken(f"more than {MAX_BARE} bytes of headers")
         if len(self._buffer) > HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -270,13 +282,19 @@ class _Connection(asyncio.Protocol):
             if self._until_close and exc is None:
                 self._reply.complete = True
             else:
-                self._fail(UpstreamCut(f"{self._name}: the connection ended inside the reply"))
+                self._broken("the connection ended inside the reply")
+        elif self._reply is None and self._bare:
+            self._broken("the connection ended inside the reply's head")
         elif self._reply is None and self._error is None:
-            self._error = _Stale("closed")
+            self._error = _Stale(sent=True)
         self._forget_deadline()
         self._wake()
 
     # -- httptools callbacks
+
+    def on_message_begin(self) -> None:
+        if self._reply is not None:  # one request, one reply
+            raise self._broken("bytes behind the reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
@@ -284,11 +302,20 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
+            if status < 100 or status == 101:
+                raise self._broken(f"status {status} without being asked")
             return
-        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        headers, self._headers = self._headers, []  # trailers go nowhere
+        framed = False
+        for name, value in headers:
+            if name == b"content-length":
+                framed = True
+            elif name == b"transfer-encoding":
+                framed = True
+                if value.lower() != b"chunked":
+                    raise self._broken(f"transfer coding {value.decode('latin-1')}")
         self._until_close = not framed and status not in (204, 304)
-        self._reply = DirectReply(self, status, self._headers)
-        self._headers = []  # of what may come after the body
+        self._reply = DirectReply(self, status, headers)
 
     def on_body(self, body: bytes) -> None:
         if not self._body_begun:
@@ -325,6 +352,11 @@ class _Connection(asyncio.Protocol):
         if self._error is None:
             self._error = error
         self._wake()
+
+    def _broken(self, what: str) -> UpstreamCut:
+        error = UpstreamCut(f"{self._name}: {what}")
+        self._fail(error)
+        return error
 
     def _set_deadline(self, what: str, seconds: float) -> None:
         """The exchange is to end `seconds` after its start. A timer that goes off earlier looks again then."""

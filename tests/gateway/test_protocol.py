@@ -5,11 +5,12 @@ import random
 from collections.abc import Callable, Sequence
 
 import orjson
+import pytest
 
 from gateway.config import Settings
 from gateway.records import Outcome
 from tests.gateway.conftest import running
-from tests.gateway.fakes import DONE, as_asked, chunk, ok, plain, sse, upstream
+from tests.gateway.fakes import DONE, as_asked, chunk, ok, plain, raw, sse, upstream
 from tests.gateway.wire import BODY, STREAM, Wire, call, chunked
 
 MakeSettings = Callable[..., Settings]
@@ -190,3 +191,25 @@ async def test_a_cut_stream_has_no_end(settings: MakeSettings) -> None:
             await wire.close()
     assert orjson.loads(got.partition(b"data: ")[2].partition(b"\n")[0])
     assert not got.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"content-length: 28\r\n\r\n" + DONE * 2,
+        b"transfer-encoding: chunked\r\n\r\n1c\r\n" + DONE * 2 + b"\r\n0\r\n\r\n",
+        b"\r\n" + DONE * 2,
+    ],
+    ids=["length", "chunks", "end of the connection"],
+)
+async def test_no_reply_ends_with_its_connection(settings: MakeSettings, framed: bytes, version: str) -> None:
+    """However the upstream's did, and whatever the client speaks: what stops in the middle never looks like the end."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    async with upstream(raw(head + framed)) as fake, running(settings(ROUTING.format(url=fake.url))) as gateway:
+        wire = await Wire.to(gateway)
+        await wire.send(call(STREAM, version=version))
+        status, headers, body = await wire.reply()
+        await wire.close()
+    assert (status, body) == (200, DONE * 2)
+    assert {"content-length", "transfer-encoding"} & set(headers)
