@@ -45,6 +45,7 @@ _CREDENTIALS: Final = frozenset(
 )
 _TOOLS: Final = 4 * 1024 * 1024  # bytes of tool sets whose names and fingerprints are remembered
 _NO_TOOLS: Final = ToolSet()
+_LARGE: Final = 1024 * 1024  # bytes of a body that takes a millisecond to read or to rewrite
 
 
 class Proxy:
@@ -237,6 +238,9 @@ class Proxy:
             model = await self._admitted(call, tee, model)
         if self._breakers.failures:
             self._breakers.calling(target.name, tee.decision.route.breaker, time.perf_counter())
+        large = len(call.body) > _LARGE
+        if large:
+            await asyncio.sleep(0)  # it was parsed just now: others are to have their turn between
         own = arm is Arm.INCUMBENT and target.ref.adapter is None
         headers = _headers_up(call.headers, model.api_key, keep_credentials=own)
         body = call.body if call.passed_on else with_model(call.body, fields, model.model)
@@ -249,6 +253,8 @@ class Proxy:
         request = UpstreamRequest(
             method=call.method, path=path, headers=headers, body=body, repeatable=_repeatable(call, fields)
         )
+        if large:
+            await asyncio.sleep(0)
         started = time.perf_counter()
         try:
             reply = await self._upstream.send(model, request)

@@ -38,6 +38,7 @@ class Fields(msgspec.Struct):
 
 
 _fields = msgspec.json.Decoder(Fields)
+_messages = msgspec.json.Decoder(list[msgspec.Raw])
 _values = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -79,10 +80,15 @@ def tag(headers: Mapping[str, str], fields: Fields) -> Tags:
 
 def conversation_of(fields: Fields) -> str:
     """The sticky key of a conversation that names itself by nothing else; "" where there are no messages."""
+    first: list[Any] = []
     try:
-        return conversation_key(msgspec.json.decode(bytes(fields.messages) or b"[]"))
+        for message in _messages.decode(fields.messages) if len(fields.messages) else ():
+            first.append(msgspec.json.decode(message))
+            if isinstance(first[-1], dict) and first[-1].get("role") == "user":
+                break
     except (msgspec.DecodeError, RecursionError):
         return ""
+    return conversation_key(first)
 
 
 def with_model(body: bytes, fields: Fields, name: str) -> bytes:
@@ -92,7 +98,7 @@ def with_model(body: bytes, fields: Fields, name: str) -> bytes:
     from the bytes of its values, the last of a key: whoever reads it reads what the gateway has read.
     """
     last = body.rfind(_KEY)  # rfind looks through a body three times as fast as find, count and in
-    if body.rfind(_ESCAPED) < 0 and (last < 0 or body.rfind(_KEY, 0, last) < 0):
+    if (b"\\" not in body or body.rfind(_ESCAPED) < 0) and (last < 0 or body.rfind(_KEY, 0, last) < 0):
         if last < 0:
             start = body.index(b"{") + 1
             comma = b"" if _EMPTY.match(body, start) else b","
@@ -101,7 +107,8 @@ def with_model(body: bytes, fields: Fields, name: str) -> bytes:
             if fields.model == name:
                 return body
             start, end = _VALUE.match(body, last + len(_KEY)).span(1)  # type: ignore[union-attr]  # it is a text
-            return body[:start] + msgspec.json.encode(name) + body[end:]
+            around = memoryview(body)  # so that a large one is copied once
+            return b"".join((around[:start], msgspec.json.encode(name), around[end:]))
         if fields.model is not None:
             return body
     values = _values.decode(body)
