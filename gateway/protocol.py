@@ -113,7 +113,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         version, headers = self.parser.get_http_version(), self.headers
-        if version not in _VERSIONS or len(headers) > _MAX_HEADERS or self._fed + self._packet > self.max_head:
+        plain = version in _VERSIONS and 0 < len(headers) <= _MAX_HEADERS and headers[0][0] == b"host"
+        if not plain or self._fed + self._packet > self.max_head:
             self._object(version)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             return  # _fed_to_parser hears of it
@@ -255,6 +256,8 @@ class Connection(HttpToolsProtocol):
             self._objection = RequestRefused(505, f"HTTP/{version} is not spoken here", code="bad_http")
         elif len(self.headers) > _MAX_HEADERS or size > self.max_head:
             self._objection = self._too_much()
+        elif version == "1.1" and not any(name == b"host" for name, _ in self.headers):
+            self._objection = RequestRefused(400, "the request has no Host header", code="bad_http")
         if self._objection is not None:
             raise self._objection
 

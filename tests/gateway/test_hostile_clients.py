@@ -62,6 +62,7 @@ CHUNKED = b"transfer-encoding: chunked\r\n"
         pytest.param(HEAD.replace(b"1.1", b"0.9") + LENGTH + b"\r\n" + BODY, 505, id="HTTP/0.9"),
         pytest.param(b"POST /v1/chat/completions\r\n\r\n", 505, id="no version"),
         pytest.param(HEAD.replace(b"1.1", b"1.2") + b"\r\n", 400, id="HTTP/1.2"),
+        pytest.param(HEAD.replace(b"host: g", b"x: y") + LENGTH + b"\r\n" + BODY, 400, id="no host"),
         pytest.param(HEAD.replace(b" HTTP", b"\t HTTP") + b"\r\n", 400, id="a tab in the line"),
         pytest.param(b"CONNECT g:443 HTTP/1.1\r\nhost: g\r\n\r\n" + SMUGGLED, 400, id="CONNECT"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, id="TLS"),
