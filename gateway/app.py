@@ -143,7 +143,7 @@ def _control(snapshot: Snapshot, breakers: Breakers, metrics: Metrics, shared: P
 
     @app.exception_handler(HTTPException)
     async def in_openai_shape(request: Request, error: HTTPException) -> JSONResponse:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {request.scope['path']}: {error.detail}"
         body = {"message": message, "type": "invalid_request_error", "code": "unknown_path", "param": None}
         return JSONResponse({"error": body}, status_code=error.status_code)
 

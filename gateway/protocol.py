@@ -37,7 +37,10 @@ Awaited = Literal["", "request", "head", "body", "end"]
 
 def server_config(endpoints: Endpoints, settings: GatewaySettings) -> uvicorn.Config:
     """How uvicorn serves a worker's application; with no more connections than there are descriptors for two each."""
-    files = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES) // 2
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = settings.max_connections
+    if descriptors != resource.RLIM_INFINITY:
+        most = min(most, max(1, (descriptors - _OTHER_FILES) // 2))
     patience = {
         "request": _KEEP_ALIVE,
         "head": settings.head_timeout,
@@ -46,7 +49,7 @@ def server_config(endpoints: Endpoints, settings: GatewaySettings) -> uvicorn.Co
     }
     bound = {
         "endpoints": endpoints,
-        "max_connections": min(settings.max_connections, max(files, 1)),
+        "max_connections": most,
         "max_head": settings.max_head,
         "patience": patience,
         "beat": min(patience.values()),
@@ -99,6 +102,8 @@ class Connection(HttpToolsProtocol):
             while data:
                 data = self._fed_to_parser(data)
         except httptools.HttpParserError as error:
+            if self._deaf:
+                return
             if isinstance(error, httptools.HttpParserCallbackError) and self._objection is None:
                 log.exception("a request could not be taken in")
             self._cut_short(self._objection or RequestRefused(400, f"this is not HTTP/1.1: {error}", code="bad_http"))
@@ -106,6 +111,8 @@ class Connection(HttpToolsProtocol):
             self._watch()
 
     def on_message_begin(self) -> None:
+        if self._deaf:
+            raise EOFError  # within the packet whose first request was the last
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -145,7 +152,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._awaited == "head":  # an upgrade
+        if self._deaf or self._awaited == "head":  # "head": an upgrade
             return
         self._awaited = ""
         relay: Any = self.cycle
@@ -156,7 +163,7 @@ class Connection(HttpToolsProtocol):
             relay.serve()
         else:
             relay.whole = True
-        if relay.response_complete and not self._deaf:
+        if relay.response_complete:
             self._await("request")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,7 +182,7 @@ class Connection(HttpToolsProtocol):
                 relay.left()
 
     def on_response_complete(self) -> None:
-        if self.pipeline:
+        if self.pipeline and self._awaited != "end":
             self.loop.call_soon(
                 super().on_response_complete
             )  # not at once: a thousand refusals would be as many calls deep
@@ -243,9 +250,11 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            head = [b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)]
+            version = self.parser.get_http_version().encode()
+            head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
             head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             return b"".join(head) + b"\r\n" + data[upgrade.args[0] :]
         return b""
 
@@ -289,8 +298,13 @@ class Connection(HttpToolsProtocol):
         """The reply to what is no call, and so no exchange: it is counted."""
         self.endpoints.unread(error)
         body = error_body(str(error), kind=error.kind, code=error.code)
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[error.status] + head + body)
+        own = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(b"%b: %b\r\n" % header for header in (*own, *error.headers))
+        self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
 
     def _hang_up(self) -> None:
         """End the connection, but hear the client out: to close on unread bytes would cost it the reply."""

@@ -29,13 +29,22 @@ class Served:
     port: int
     workers: int = 2
     process: asyncio.subprocess.Process | None = None
+    log: Path | None = None  # what the processes write; None: where this one does
 
     @classmethod
-    def make(cls, folder: Path, *, top: Sequence[str] = (), spool: Sequence[str] = (), workers: int = 2) -> "Served":
-        """Not started yet. `top` and `spool` are more lines of its settings file."""
+    def make(
+        cls,
+        folder: Path,
+        *,
+        top: Sequence[str] = (),
+        edge: Sequence[str] = (),
+        spool: Sequence[str] = (),
+        workers: int = 2,
+    ) -> "Served":
+        """Not started yet. `top`, `edge` and `spool` are more lines of its settings file."""
         made = cls(folder, free_port(), workers)
         lines = [f'data_dir = "{folder}/data"', f'routing_file = "{folder}/routing.yaml"', *top]
-        lines += ["[gateway]", f"port = {made.port}", f"workers = {workers}", "drain = 3", "[spool]", *spool]
+        lines += ["[gateway]", f"port = {made.port}", f"workers = {workers}", "drain = 3", *edge, "[spool]", *spool]
         made.config.write_text("\n".join(lines) + "\n")
         return made
 
@@ -48,9 +57,11 @@ class Served:
 
     async def start(self) -> None:
         """Return when its own workers answer; those of a killed one may still do, while they have the port."""
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "flywheel.cli", "serve", "--config", str(self.config), start_new_session=True
-        )
+        command = ("-m", "flywheel.cli", "serve", "--config", str(self.config))
+        with self.log.open("ab") if self.log else contextlib.nullcontext() as errors:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, *command, start_new_session=True, stderr=errors
+            )
         async with asyncio.timeout(60), httpx.AsyncClient() as client:
             while (
                 len(children(self.process.pid)) <= self.workers

@@ -14,7 +14,8 @@ from gateway.config import Settings
 from gateway.records import Outcome
 from tests.gateway.conftest import Running, running
 from tests.gateway.fakes import Received, Script, ok, plain, raw, sse, upstream
-from tests.gateway.test_protocol import BODY, ROUTING, Wire, call
+from tests.gateway.test_protocol import ROUTING
+from tests.gateway.wire import BODY, Wire, call
 
 MakeSettings = Callable[..., Settings]
 HELLO = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"h\xc3\xa9"}}],"odd": 1.50}\n'

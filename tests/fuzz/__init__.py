@@ -1,0 +1,1 @@
+"""Fuzzers: minutes of chance against a real gateway."""
