@@ -91,6 +91,7 @@ def resolve(policy: FlywheelPolicy, overrides: Mapping[str, Any]) -> JSON:
         "limit": policy.limit,
         "min_records": policy.min_records,
         "test_fraction": policy.test_fraction,
+        "validation_fraction": policy.validation_fraction,
         "training": dict(policy.training),
         "start_rollout": policy.start_rollout,
         "labels": "as_logged",
@@ -215,6 +216,7 @@ def _build(run: Run, exchanges: Sequence[Exchange], folder: Path, now: float) ->
         limit=run.options["limit"],
         minimum=run.options["min_records"],
         test_fraction=run.options["test_fraction"],
+        validation_fraction=run.options["validation_fraction"],
         permute_labels=run.options["labels"] == "permuted",
     )
     lineage = {"run": run.id, "read_cap_reached": len(exchanges) == READ_CAP}

@@ -149,8 +149,8 @@ def _call_for_template(call: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def load_examples(path: Path, render: Render, max_length: int) -> Examples:
-    """Reads training rows; each must end with what the assistant said."""
+def load_examples(path: Path, render: Render, max_length: int, *, least: int = 1) -> Examples:
+    """Reads rows, at least so many; each must end with what the assistant said."""
     kept: list[Example] = []
     too_long: list[int] = []
     for number, line in enumerate(_read(path).splitlines(), start=1):
@@ -166,7 +166,7 @@ def load_examples(path: Path, render: Render, max_length: int) -> Examples:
             too_long.append(number)
         else:
             kept.append(example)
-    if not kept:
+    if len(kept) < least:
         raise TrainError(f"{path}: no row of at most {max_length} tokens; add records or raise max_length")
     return Examples(kept=tuple(kept), too_long=tuple(too_long))
 
@@ -238,7 +238,7 @@ def train(request: Request, run_dir: Path) -> dict[str, Any]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     training = load_examples(request.train, render, wanted.max_length)
-    validation = load_examples(request.validation, render, wanted.max_length)
+    validation = load_examples(request.validation, render, wanted.max_length, least=0)
     lora = LoraConfig(
         r=wanted.rank,
         lora_alpha=wanted.alpha,
@@ -267,7 +267,7 @@ def train(request: Request, run_dir: Path) -> dict[str, Any]:
 
 def _fit(
     model: Any, training: Sequence[Example], validation: Sequence[Example], request: Request, run_dir: Path
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     import torch
 
     wanted = request.hyperparameters
@@ -276,7 +276,7 @@ def _fit(
     optimizer = torch.optim.AdamW(parameters, lr=wanted.learning_rate, weight_decay=wanted.weight_decay)
     steps = wanted.epochs * math.ceil(len(training) / wanted.batch_size)
     step = 0
-    losses: list[dict[str, float]] = []
+    losses: list[dict[str, float | None]] = []
     for epoch in range(1, wanted.epochs + 1):
         model.train()
         total = 0.0
@@ -290,15 +290,13 @@ def _fit(
             optimizer.zero_grad(set_to_none=True)
             step += 1
             total += loss.item() * len(batch)
-        losses.append(
-            {"loss": round(total / len(training), 4), "val_loss": _validate(model, validation, wanted.batch_size)}
-        )
+        val_loss = _validate(model, validation, wanted.batch_size) if validation else None
+        losses.append({"loss": round(total / len(training), 4), "val_loss": val_loss})
         write_json(
             run_dir / "progress.json",
             {"epoch": epoch, "epochs": wanted.epochs, "step": step, "steps": steps, **losses[-1]},
         )
-        line = f"epoch {epoch}/{wanted.epochs} loss {losses[-1]['loss']:.4f} val_loss {losses[-1]['val_loss']:.4f}\n"
-        sys.stdout.write(line)
+        sys.stdout.write(f"epoch {epoch}/{wanted.epochs} loss {losses[-1]['loss']} val_loss {val_loss}\n")
         sys.stdout.flush()
     return losses
 

@@ -109,6 +109,7 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "FlywheelSection.base_models": "Models that a run tries.",
     "FlywheelSection.experiments": "How a run uses each base model.",
     "FlywheelSection.test_fraction": "The share of the records that is held out.",
+    "FlywheelSection.validation_fraction": "The share of the others that only watches the training; 0: all are learnt.",
     "FlywheelSection.limit": "At most so many records, the newest.",
     "FlywheelSection.seed": "Of every draw in a run.",
     "FlywheelSection.training": "Goes to the trainer as it stands.",

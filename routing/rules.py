@@ -70,6 +70,7 @@ class FlywheelPolicy:
     min_new_records: int = 500
     min_records: int = 50
     test_fraction: float = 0.4
+    validation_fraction: float = 0.1
     limit: int | None = None
     seed: int = 0
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -421,6 +421,7 @@ class FlywheelSection(Section):
     base_models: Annotated[list[Name], Field(min_length=1)]
     experiments: list[str] = list(EXPERIMENTS)
     test_fraction: Rate = 0.4
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     limit: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     training: dict[str, Any] = {}

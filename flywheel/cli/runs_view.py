@@ -84,7 +84,9 @@ def _progress(stage: Stage) -> str:
     if "total" in progress:
         return f" {progress['done']}/{progress['total']}"
     if "epochs" in progress:
-        return f" epoch {progress.get('epoch')}/{progress['epochs']} val_loss {progress.get('val_loss')}"
+        watched = progress.get("val_loss")
+        loss = f"loss {progress.get('loss')}" if watched is None else f"val_loss {watched}"
+        return f" epoch {progress.get('epoch')}/{progress['epochs']} {loss}"
     return ""
 
 

@@ -89,6 +89,15 @@ def test_rows_that_are_too_long_are_named(tmp_path: Path) -> None:
     assert (len(examples.kept), examples.too_long) == (2, (2,))
 
 
+def test_nothing_need_be_held_back_to_watch_the_training(tmp_path: Path) -> None:
+    """But there must be something to learn."""
+    path = tmp_path / "none.jsonl"
+    path.write_text("")
+    assert train.load_examples(path, _render, 300, least=0).kept == ()
+    with pytest.raises(train.TrainError, match="no row of at most 300 tokens"):
+        train.load_examples(path, _render, 300)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
