@@ -36,12 +36,15 @@ def listed_price(model: str) -> Price | None:
     return Price(input=round(read * _MILLION, 9), output=round(written * _MILLION, 9))
 
 
-@cache
 def _table() -> dict[str, dict[str, Any]]:
     found = find_spec("litellm")
     if found is None or not found.submodule_search_locations:
         return {}
-    path = Path(found.submodule_search_locations[0]) / _FILE
+    return _read(Path(found.submodule_search_locations[0]) / _FILE)
+
+
+@cache
+def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         table: dict[str, dict[str, Any]] = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:

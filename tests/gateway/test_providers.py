@@ -425,6 +425,7 @@ async def test_other_calls_are_served_while_litellm_is_loaded(served: Served) ->
     async with upstream(stream(text("hello"))) as fake, upstream(ok()) as prod:
         more = "workloads: {w: {serve: claude}}\n"
         (served.folder / "routing.yaml").write_text(routing(fake, route="serve: prod", prod=prod.url) + more)
+        served.config.write_text(served.config.read_text().replace("workers = 2", "workers = 1"))
         served.workers = 1
         await served.start()
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=120) as client:
