@@ -246,5 +246,5 @@ def _bar(name: str, value: float, all_of_them: Sequence[float], top: int) -> lis
     return [
         f'<text x="{_LEFT - 8}" y="{middle}" text-anchor="end">{escape(name)}</text>',
         f'<rect x="{_LEFT}" y="{top + 2}" width="{length}" height="{_BAR - 5}" fill="{colour}"/>',
-        f'<text x="{_LEFT + length + 6}" y="{middle}">{value:,.4g}</text>',
+        f'<text x="{_LEFT + length + 6}" y="{middle}">{value:,.{0 if value >= 100 else 2}f}</text>',
     ]

@@ -92,6 +92,7 @@ def test_the_plot_is_svg_with_a_bar_for_each_figure(report: dict[str, Any]) -> N
     bars = [bar for bar in drawn if bar.tag.endswith("rect")]
     known = [value for each in report["targets"].values() for name, value in each.items() if value]
     assert len(bars) == len(known) - 1 - 1  # without memory and the p50
+    assert {"200,000", "10,100", "75.00"} <= {text.text for text in drawn}
     assert all(0 < float(bar.attrib["width"]) <= 480 for bar in bars)
 
 
