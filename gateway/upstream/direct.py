@@ -21,7 +21,9 @@ __all__ = ["DirectUpstream", "Resolve"]
 IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
 MAX_IDLE: Final = 256  # connections kept for an origin
-MAX_AGE: Final = 60.0  # seconds that a connection is used for: by then a name may stand for another address
+MAX_AGE: Final = (
+    60.0  # seconds after which a connection is not used again: by then a name may stand for another address
+)
 MAX_BARE: Final = 256 * 1024  # bytes of a reply on end that are none of its body: head, interim answers, trailers
 
 Origin = tuple[str, str, int, str]  # scheme, host, port, and the certificates that it is trusted by
@@ -82,10 +84,10 @@ class DirectUpstream:
     def keep(self, connection: "_Connection") -> None:
         """Take back a connection whose reply is complete."""
         idle = self._idle.setdefault(connection.origin, deque())
-        now = connection.loop.time()
-        while idle and (now - idle[0].idle_since > self.idle_seconds or len(idle) >= MAX_IDLE):
-            idle.popleft().drop()
-        connection.idle_since = now
+        if len(idle) >= MAX_IDLE:
+            connection.drop()
+            return
+        connection.idle_since = connection.loop.time()
         idle.append(connection)
         if self._sweeping is None:
             self._sweeping = connection.loop.call_later(self.idle_seconds, self._sweep, connection.loop)
