@@ -43,6 +43,7 @@ class InFlight:
             os.posix_fallocate(self.fd, 0, size)
             self._map = mmap.mmap(self.fd, size)
         except OSError:
+            self.close()  # a file without a name would hold its room all the same
             path.unlink(missing_ok=True)
             return
         self._map[: len(MAGIC)] = MAGIC
