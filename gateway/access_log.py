@@ -1,4 +1,4 @@
-"""The access log: a line of JSON for an exchange, written by a thread of the shipper's process."""
+"""The access log: a line of JSON for an exchange, written by a thread of the teller's process."""
 
 import random
 import sys

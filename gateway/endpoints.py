@@ -94,10 +94,9 @@ class Endpoints:
     def refuse(self, call: Inbound, error: RequestRefused, down: Downstream) -> None:
         """Log a refusal and tell the client."""
         self._proxy.refuse(call, error)
-        body = error_body(str(error), kind=error.kind, code=error.code, param=error.param)
         if error.status == 413:
             down.keep_alive = False  # what is still to come of the body is not read
-        _answer(call, error.status, body, error.headers, down)
+        _answer(call, error.status, error.body, error.headers, down)
 
     def too_large(self) -> RequestRefused:
         """The refusal of a body above the limit."""

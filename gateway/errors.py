@@ -104,6 +104,11 @@ class RequestRefused(UnderstudyError):
         self.retry_after = retry_after or (1 if status == 503 else None)
 
     @property
+    def body(self) -> bytes:
+        """The reply's body, in OpenAI's shape."""
+        return error_body(str(self), kind=self.kind, code=self.code, param=self.param)
+
+    @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the reply's head says beside the error itself."""
         if self.status == 401:

@@ -8,7 +8,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import RequestRefused, error_body
+from gateway.errors import RequestRefused
 from gateway.feedback import MAX_BODY, frame_of, privacy_of, read_feedback, redact_feedback
 from gateway.ids import new_id
 from gateway.proxy import LOG_FULL, log_full
@@ -74,6 +74,6 @@ async def _body(request: Request) -> bytes:
 
 
 def _refused(error: RequestRefused) -> Response:
-    body = error_body(str(error), kind=error.kind, code=error.code, param=error.param)
+    body = error.body
     headers = {413: {"connection": "close"}, 503: {"retry-after": "1"}}.get(error.status)
     return Response(body, status_code=error.status, headers=headers, media_type="application/json")

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.auth import Key, Refusal, Scope, authorise, bearer, digest_of, may_use, scope_of, without_credentials
-from gateway.errors import RequestRefused, error_body
+from gateway.errors import RequestRefused
 from gateway.exchanges import cost_of, rates
 from gateway.keyring import Keyring
 from gateway.limits import Limits
@@ -158,7 +158,7 @@ def guarded(app: ASGIApp, gate: Gate) -> ASGIApp:
 
 
 async def _refuse(error: RequestRefused, send: Callable[[Any], Awaitable[None]]) -> None:
-    body = error_body(str(error), kind=error.kind, code=error.code, param=error.param)
+    body = error.body
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
     await send({"type": "http.response.start", "status": error.status, "headers": head})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.config import GatewaySettings
 from gateway.endpoints import Endpoints
-from gateway.errors import RequestRefused, error_body
+from gateway.errors import RequestRefused
 from gateway.paths import RELAYED, passed_on
 from gateway.relayed import Relayed
 
@@ -183,9 +183,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self.pipeline and self._awaited != "end":
-            self.loop.call_soon(
-                super().on_response_complete
-            )  # not at once: a thousand refusals would be as many calls deep
+            # Not at once: a thousand refusals would be as many calls deep.
+            self.loop.call_soon(super().on_response_complete)
             return
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -297,7 +296,7 @@ class Connection(HttpToolsProtocol):
     def _say(self, error: RequestRefused) -> None:
         """The reply to what is no call, and so no exchange: it is counted."""
         self.endpoints.unread(error)
-        body = error_body(str(error), kind=error.kind, code=error.code)
+        body = error.body
         own = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

@@ -1,7 +1,7 @@
 """A call's place in a trace: W3C context in and out, sampling, and what the log keeps for its spans. On the hot path.
 
 Nothing of OpenTelemetry is loaded here. What a span needs goes into the spool with the exchange; gateway.spans makes
-the spans of it, in the shipper's process.
+the spans of it, in the teller's process.
 """
 
 import re
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from gateway.signals import Sampling, Signals
 from gateway.upstream import Headers
+from routing.proxies import port_of
 from routing.targets import Target
 
 __all__ = ["SpooledEnd", "SpooledTrace", "SpooledTry", "Trace", "Tracing", "tracing_of"]
@@ -157,4 +158,4 @@ def _about(target: Target) -> tuple[str, str, str, str, int]:
 @lru_cache(maxsize=1024)
 def _address(base_url: str) -> tuple[str, int]:
     parts = urlsplit(base_url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname or "", port_of(parts)

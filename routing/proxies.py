@@ -3,11 +3,11 @@
 import ipaddress
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from routing.targets import Model
 
-__all__ = ["NO_PROXY", "peer_of", "proxy_of"]
+__all__ = ["NO_PROXY", "peer_of", "port_of", "proxy_of"]
 
 NO_PROXY: Final = "none"  # what routing.yaml writes for "by none, whatever the environment says"
 
@@ -17,7 +17,12 @@ def peer_of(model: Model) -> tuple[str, int] | None:
     parts = urlsplit(model.proxy or model.base_url)
     if not parts.hostname:
         return None
-    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.hostname, port_of(parts)
+
+
+def port_of(parts: SplitResult) -> int:
+    """The port of a URL, or its scheme's."""
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def proxy_of(base_url: str, env: Mapping[str, str]) -> str | None:
@@ -32,7 +37,7 @@ def proxy_of(base_url: str, env: Mapping[str, str]) -> str | None:
     proxy = said.get("https_proxy") or said.get("HTTPS_PROXY")
     if parts.scheme != "https" or not proxy:
         return None
-    host, port = parts.hostname or "", parts.port or 443
+    host, port = parts.hostname or "", port_of(parts)
     exempt = [entry.strip().lower() for entry in (said.get("no_proxy") or said.get("NO_PROXY") or "").split(",")]
     if _is_here(host) or any(_covers(entry, host, port) for entry in exempt if entry):
         return None

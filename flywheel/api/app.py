@@ -21,7 +21,7 @@ from flywheel.api.keys import KeyRoutes
 from flywheel.api.rollouts import RolloutRoutes
 from flywheel.api.rules_file import RulesFile
 from gateway.config import Settings
-from gateway.errors import RequestRefused, StoreError, UnderstudyError, error_body
+from gateway.errors import RequestRefused, StoreError, UnderstudyError
 from gateway.keys import Keys
 from gateway.logstore import LogStore
 from routing.errors import Conflict, NotFound, Refused, RoutingError, RulesError, Unavailable
@@ -108,9 +108,8 @@ def _policy(page: str) -> str:
 
 
 def _reply(error: RequestRefused) -> Response:
-    body = error_body(str(error), kind=error.kind, code=error.code, param=error.param)
     headers = {name.decode(): value.decode() for name, value in error.headers}
-    return Response(body, error.status, headers, media_type="application/json")
+    return Response(error.body, error.status, headers, media_type="application/json")
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

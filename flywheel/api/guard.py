@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.auth import Scope, authorise, bearer
-from gateway.errors import RequestRefused, error_body
+from gateway.errors import RequestRefused
 from gateway.keys import Keys
 from routing.errors import Unavailable
 
@@ -153,7 +153,7 @@ def _with_headers(send: Send) -> Send:
 
 
 async def _refuse(error: RequestRefused, send: Send) -> None:
-    body = error_body(str(error), kind=error.kind, code=error.code, param=error.param)
+    body = error.body
     head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *error.headers]
     if error.status in (411, 413):
         head.append((b"connection", b"close"))  # what is still to come of the body is not read

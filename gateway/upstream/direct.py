@@ -14,6 +14,7 @@ import httptools
 from gateway.errors import ConnectError, ConnectTimeout, UpstreamCut, UpstreamError, UpstreamTimeout
 from gateway.upstream import UpstreamRequest
 from gateway.upstream.tls import Contexts, refusal
+from routing.proxies import port_of
 from routing.targets import Model, Timeouts
 
 __all__ = ["DirectUpstream", "Resolve"]
@@ -21,9 +22,7 @@ __all__ = ["DirectUpstream", "Resolve"]
 IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
 MAX_IDLE: Final = 256  # connections kept for an origin
-MAX_AGE: Final = (
-    60.0  # seconds after which a connection is not used again: by then a name may stand for another address
-)
+MAX_AGE: Final = 60.0  # seconds that a connection is used for: by then a name may stand for another address
 MAX_BARE: Final = 256 * 1024  # bytes of a reply on end that are none of its body: head, interim answers, trailers
 
 Origin = tuple[str, str, int, str]  # scheme, host, port, and the certificates that it is trusted by
@@ -398,8 +397,7 @@ def _target(base_url: str, ca_file: str) -> tuple[Origin, str, str]:
     """(origin, path prefix, Host header) of a base URL."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return (parts.scheme, host, port, ca_file), parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+    return (parts.scheme, host, port_of(parts), ca_file), parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
 
 
 def _serialise(request: UpstreamRequest, prefix: str, host: str) -> list[bytes]:

@@ -315,9 +315,7 @@ def _failed(error: Exception, model: Model) -> _Answer:
 
 
 def _refused(error: RequestRefused) -> _Answer:
-    body = orjson.dumps(
-        {"error": {"message": str(error), "type": error.kind, "code": error.code, "param": error.param}}
-    )
+    body = error.body
     return _Answer(error.status, _head(b"application/json", len(body)), body)
 
 

@@ -3,7 +3,7 @@
 python -m tests.bench.bench_tracing [--calls 5000] [--rounds 9]
 
 No socket and no disk, but a log's headers are written as JSON, because tracing makes them longer. Making spans and
-sending them is the shipper's: see bench_spans.
+sending them is the teller's: see bench_spans.
 """
 
 import argparse

@@ -1,30 +1,14 @@
 """A gateway worker whose exchanges go nowhere: what the log costs is the difference. For the benchmark alone."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from gateway import worker
 from gateway.app import build
-from gateway.spool import Kind
+from tests.bench.bench_handle import NoLog
 
 
-class Nowhere:
-    """A spool that keeps nothing."""
-
-    refusing = False
-
-    def begin(self, header: dict[str, Any], request: bytes) -> Kind | None:
-        return Kind.CLOSE
-
-    def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
-        return True
-
-    def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None:
-        """Nothing to do."""
-
-    def record(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
-        return True
+class Nowhere(NoLog):
+    """As a worker wants it."""
 
     async def run(self) -> None:
         """Nothing to do."""
