@@ -75,14 +75,13 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         tasks = Tasks()
-        if gate is None:
-            tasks.spawn("snapshot", snapshot.run(prepare))
-        else:
+        if gate is not None:
             await gate.start()
-            tasks.spawn("snapshot", snapshot.run(prepare, gate.refresh))
+        tasks.spawn("snapshot", snapshot.run(prepare, *(() if gate is None else (gate.refresh,))))
         if publisher is not None:
             tasks.spawn("rules", publisher.run())
         tasks.spawn("spool", spool.run())
+        tasks.spawn("metrics", metrics.run())
         yield
         await mirrors.close(settings.gateway.drain)
         await tasks.close()

@@ -10,11 +10,12 @@ import msgspec
 import orjson
 
 from gateway.errors import CannotRedact, RequestRefused
+from gateway.fields import Fields
 from gateway.ids import time_of
 from gateway.records import Feedback
 from gateway.redact import Redactor
 from gateway.spool import PIECE, Kind
-from gateway.tagging import Fields, tag
+from gateway.tagging import tag
 from gateway.tail import Record
 from routing.targets import Privacy, RouteTable
 

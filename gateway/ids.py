@@ -2,19 +2,29 @@
 
 import os
 import time
+from typing import Final
 
 __all__ = ["id_at", "new_id", "time_of"]
 
 
+_AT_ONCE: Final = 256
+_ENTROPY: Final = 10  # bytes for an id
+_random: list[bytes] = []  # asked of the system for many ids at once: a system call for each would be half of its cost
+
+
 def new_id() -> str:
     """A fresh UUIDv7 as text: 48 bits of Unix milliseconds, then 74 random bits."""
-    return id_at(time.time_ns() // 1_000_000, os.urandom(10))
+    if not _random:
+        entropy = os.urandom(_ENTROPY * _AT_ONCE)
+        _random.extend(entropy[at : at + _ENTROPY] for at in range(0, len(entropy), _ENTROPY))
+    return id_at(time.time_ns() // 1_000_000, _random.pop())
 
 
 def id_at(stamp: int, entropy: bytes) -> str:
     """The UUIDv7 of a Unix time in milliseconds and ten bytes, of which 74 bits count: equal for equal arguments."""
     tail = int.from_bytes(entropy, "big")
-    digits = f"{stamp:012x}7{tail >> 68:03x}{0x8 | (tail >> 66 & 0x3):x}{tail & (1 << 60) - 1:015x}"
+    high = stamp << 16 | 0x7000 | tail >> 68
+    digits = f"{high << 64 | 1 << 63 | tail & (1 << 62) - 1:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 

@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 import orjson
 
-from gateway.tagging import Fields
+from gateway.fields import Fields
 
 __all__ = ["UsageFilter", "with_usage"]
 

@@ -1,16 +1,16 @@
 """Mirrors: copies of sampled requests, sent to a candidate off the client's path, under a cap and a budget."""
 
 import time
-from dataclasses import replace
 from typing import Any, Final
 
 from gateway.assemble import usage_of
 from gateway.errors import UpstreamError, UpstreamTimeout
 from gateway.exchanges import body_of, cost_of, rates
+from gateway.fields import Fields, Tags
 from gateway.ids import new_id
 from gateway.records import Arm, MirrorFate, Outcome
 from gateway.redact import Redactor
-from gateway.tagging import Fields, Tags, with_model
+from gateway.tagging import with_model
 from gateway.tasks import Tasks
 from gateway.tee import Inbound, Sink, log_header, record_masked
 from gateway.telemetry import Metrics
@@ -48,7 +48,7 @@ class Mirrors:
     def launch(self, mirror: MirrorTarget, call: Inbound, fields: Fields, decision: Decision, tags: Tags) -> None:
         """Send what was reserved, in the background."""
         trace = None if call.trace is None else call.trace.copied()
-        copy = replace(call, id=new_id(), timestamp=time.time(), trace=trace, waited=0.0)
+        copy = call.copied(new_id(), time.time(), trace)
         header = log_header(copy, tags, decision) | {"mirror_of": call.id, "rollout": mirror.rollout}
         self._tasks.spawn("mirror", self._send(mirror, copy, fields, header, decision))
 

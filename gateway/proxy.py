@@ -10,6 +10,7 @@ from gateway.auth import identified
 from gateway.breaker import Breakers
 from gateway.concurrency import Rooms
 from gateway.errors import RequestRefused, Shed, UpstreamCut, UpstreamError, UpstreamTimeout, error_body
+from gateway.fields import Fields, Tags, read_fields
 from gateway.gate import allow
 from gateway.include_usage import UsageFilter, with_usage
 from gateway.readable import readable
@@ -18,7 +19,7 @@ from gateway.redact import Redactor
 from gateway.retry import FIRST, Try, after, cause_of, deadline_of, is_fault, retry_after, target_of, told, within
 from gateway.snapshot import Snapshot
 from gateway.spool import Kind
-from gateway.tagging import Fields, Tags, conversation_of, read_fields, tag, with_model
+from gateway.tagging import conversation_of, tag, with_model
 from gateway.tee import DEFAULT, Downstream, Inbound, Mirroring, Sink, Tee, log_header
 from gateway.telemetry import Metrics
 from gateway.upstream import Headers, Reply, Upstream, UpstreamRequest
@@ -37,7 +38,7 @@ _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade".split()
 )
-_NAMES_NONE: Final = frozenset(("keep-alive", "Keep-Alive", "close"))  # what most clients say of their connection
+_NAMES_NO_HEADER: Final = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # what most say of their connection
 _NOT_UP: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _CREDENTIALS: Final = frozenset(
     b"authorization cookie x-api-key api-key "
@@ -374,7 +375,7 @@ def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
 def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
     """The call's headers, and whom it comes from: what its key says counts for more than what it says itself."""
     headers = _lower(call.headers)
-    if headers.get("connection", "close") not in _NAMES_NONE:
+    if headers.get("connection", "close").encode("latin-1") not in _NAMES_NO_HEADER:
         call.headers = _end_to_end(call.headers)
     fields.metadata = labels_of(headers, fields.metadata, fields.tensorzero_tags, fields.tensorzero_episode)
     if call.account is not None:
@@ -384,7 +385,7 @@ def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
 
 def _allow(call: Inbound, route: Route) -> None:
     """Raises RequestRefused where the call's key may not use what serves the route."""
-    if call.account is not None:
+    if call.account is not None and call.account.key.models:
         allow(call.account.key, Ref.parse(route.serve).model)
 
 
@@ -427,8 +428,10 @@ def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool
 
 def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:
     kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
-    if len(kept) < len(headers) and any(name == b"connection" for name, _ in headers):
-        kept = [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP]
+    if len(kept) < len(headers):
+        said = [value for name, value in headers if name == b"connection"]
+        if said and not (len(said) == 1 and said[0] in _NAMES_NO_HEADER):
+            kept = [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP]
     return kept + _own_headers(tee)
 
 

@@ -1,4 +1,4 @@
-"""Reads from one call what routing and the log need: model, stream, tools, workload, client, session. Pure."""
+"""Finds out whom a call is from and what it belongs to, and gives its body another model. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.errors import RequestRefused
+from gateway.fields import Fields, Tags
 from routing.conversation import conversation_key
 
-__all__ = ["Fields", "Tags", "conversation_of", "read_fields", "tag", "with_model"]
+__all__ = ["conversation_of", "tag", "with_model"]
 
 _KEY: Final = b'"model"'
 _ESCAPED: Final = b"\\u006"  # each letter of `model` as JSON may escape it
@@ -18,51 +18,8 @@ _EMPTY: Final = re.compile(rb"\s*\}")
 _MAX_TAG: Final = 256
 
 
-class Fields(msgspec.Struct):
-    """The fields of a request body that the gateway reads; what it does not read stays bytes."""
-
-    model: Any = None
-    stream: Any = None
-    metadata: Any = None
-    user: Any = None
-    safety_identifier: Any = None
-    previous_response_id: Any = None
-    conversation: Any = None
-    stream_options: msgspec.Raw = msgspec.Raw()
-    tools: msgspec.Raw = msgspec.Raw()
-    messages: msgspec.Raw = msgspec.Raw()
-    input: msgspec.Raw = msgspec.Raw()
-    instructions: msgspec.Raw = msgspec.Raw()
-    tensorzero_tags: Any = msgspec.field(default=None, name="tensorzero::tags")
-    tensorzero_episode: Any = msgspec.field(default=None, name="tensorzero::episode_id")
-
-
-_fields = msgspec.json.Decoder(Fields)
 _messages = msgspec.json.Decoder(list[msgspec.Raw])
 _values = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class Tags(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sent a call and what it belongs to; "" where nothing says so."""
-
-    workload: str
-    client: str
-    session: str
-    user: str
-    metadata: Mapping[str, str]
-
-
-def read_fields(body: bytes) -> Fields:
-    """Parse a request body once. Raises RequestRefused (400) when it is not a JSON object, in UTF-8."""
-    try:
-        fields = _fields.decode(body)
-        if not body.isascii():
-            body.decode()  # what stays bytes in `fields` has not been looked at
-    except msgspec.ValidationError as error:
-        raise RequestRefused(400, f"the request body must be a JSON object: {error}", code="invalid_json") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestRefused(400, f"the request body is not JSON: {error}", code="invalid_json") from error
-    return fields
 
 
 def tag(headers: Mapping[str, str], fields: Fields) -> Tags:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Final, Protocol
 
 from gateway.assemble import usage_of
@@ -10,11 +10,11 @@ from gateway.auth import Key
 from gateway.concurrency import Place
 from gateway.errors import CannotRedact
 from gateway.exchanges import body_of, rates
+from gateway.fields import Fields, Tags
 from gateway.metering import END
 from gateway.records import Arm, Attempt, MirrorFate, Outcome
 from gateway.redact import Redacted, Redactor
 from gateway.spool import PIECE, Kind
-from gateway.tagging import Fields, Tags
 from gateway.telemetry import Metrics
 from gateway.tracing import Trace
 from routing.policy import Decision
@@ -27,33 +27,63 @@ _CARRY: Final = 32
 DEFAULT: Final = "default"
 
 
-@dataclass(slots=True, kw_only=True)
-class Inbound:
-    """One call as it came in. Times are seconds of time.perf_counter, but for `timestamp` (epoch)."""
-
-    id: str
-    timestamp: float
-    received: float
-    path: str
-    query: str
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-    method: str = "POST"
-    passed_on: bool = False  # no call with a workload: its body is nobody's business
-    spooled: int = 0  # bytes of the body that are in the spool already
-    account: "Account | None" = None  # of its key; None where the gateway asks for none
-    trace: Trace | None = None  # None where nothing is traced
-    waited: float = 0.0  # spent waiting for upstreams
-    finished: bool = False
-    gone: bool = False
-
-
 class Account(Protocol):
     """Whom a call is charged to: gateway.gate.Account."""
 
     key: Key
 
     def charge(self, end: bytes, price: Price | None, *, sent: int, size: int, stream: bool, encoding: str) -> None: ...
+
+
+class Inbound:
+    """One call as it came in. Times are seconds of time.perf_counter, but for `timestamp` (epoch)."""
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        timestamp: float,
+        received: float,
+        path: str,
+        query: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        method: str = "POST",
+        passed_on: bool = False,
+        trace: Trace | None = None,
+    ) -> None:
+        self.id = id
+        self.timestamp = timestamp
+        self.received = received
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.method = method
+        self.passed_on = passed_on  # no call with a workload: its body is nobody's business
+        self.trace = trace  # None where nothing is traced
+        self.spooled = 0  # bytes of the body that are in the spool already
+        self.account: Account | None = None  # of its key; None where the gateway asks for none
+        self.waited = 0.0  # spent waiting for upstreams
+        self.finished = False
+        self.gone = False
+
+    def copied(self, id: str, timestamp: float, trace: Trace | None) -> "Inbound":
+        """A mirror's: the same call under another id, in another trace."""
+        copy = Inbound(
+            id=id,
+            timestamp=timestamp,
+            received=self.received,
+            path=self.path,
+            query=self.query,
+            headers=self.headers,
+            body=self.body,
+            method=self.method,
+            passed_on=self.passed_on,
+            trace=trace,
+        )
+        copy.account = self.account
+        return copy
 
 
 class Sink(Protocol):
@@ -104,44 +134,58 @@ class Mirroring(Protocol):
     def launch(self, mirror: MirrorTarget, call: Inbound, fields: Fields, decision: Decision, tags: Tags) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True)
 class Tee:
     """One exchange in the making. `close` is synchronous and takes effect once, however the reply ends."""
 
-    call: Inbound
-    fields: Fields
-    tags: Tags
-    decision: Decision
-    snapshot: str
-    sink: Sink
-    mirrors: Mirroring
-    metrics: Metrics
-    redactor: Redactor  # used where a workload's data must not even reach the spool unmasked
-    target: Target | None = None
-    arm: Arm = Arm.INCUMBENT
-    status: int = 0
-    encoding: str = ""
-    stream: bool = False
-    asked_usage: bool = False  # the gateway asked for the stream's tokens, the client did not
-    attempts: list[Attempt] = field(default_factory=list)
-    place: Place | None = None  # held at a model whose calls are limited
-    _end_with: Kind = Kind.WHOLE
-    _chunks: list[bytes] = field(default_factory=list)
-    _held: int = 0  # bytes in `_chunks`
-    _spooled: int = 0  # bytes of the reply that are in the spool already
-    _tail: bytes = b""
-    _end: bytes = b""  # the last bytes of the piece that was spooled last
-    _first: float = 0.0
-    _closed: bool = False
+    def __init__(
+        self,
+        *,
+        call: Inbound,
+        fields: Fields,
+        tags: Tags,
+        decision: Decision,
+        snapshot: str,
+        sink: Sink,
+        mirrors: Mirroring,
+        metrics: Metrics,
+        redactor: Redactor,
+    ) -> None:
+        """`redactor` is used where a workload's data must not even reach the spool unmasked."""
+        self.call = call
+        self.fields = fields
+        self.tags = tags
+        self.decision = decision
+        self.target: Target | None = None
+        self.arm = Arm.INCUMBENT
+        self.status = 0
+        self.encoding = ""
+        self.stream = False
+        self.asked_usage = False  # the gateway asked for the stream's tokens, the client did not
+        self.attempts: list[Attempt] = []
+        self.place: Place | None = None  # held at a model whose calls are limited
+        self._snapshot = snapshot
+        self._sink = sink
+        self._mirrors = mirrors
+        self._metrics = metrics
+        self._redactor = redactor
+        self._logged: dict[str, Any] = {}  # what the log has of the call from its beginning
+        self._end_with = Kind.WHOLE
+        self._chunks: list[bytes] = []
+        self._held = 0  # bytes in `_chunks`
+        self._spooled = 0  # bytes of the reply that are in the spool already
+        self._tail = b""
+        self._end = b""  # the last bytes of the piece that was spooled last
+        self._first = 0.0
+        self._closed = False
 
     def open(self) -> bool:
         """Log what is known so far: a gateway that is killed now leaves the request behind. False: there is no room."""
-        header = log_header(self.call, self.tags, self.decision)
-        header |= {"config_snapshot": self.snapshot, "arm": self.decision.arm}
+        self._logged = header = log_header(self.call, self.tags, self.decision)
+        header["config_snapshot"], header["arm"] = self._snapshot, self.decision.arm
         hidden = self.decision.route.privacy.before_spool
         if hidden:
-            header |= _masked_fields(header, self.redactor)
-        kind = self.sink.begin(header, b"" if hidden else self._request())
+            header = header | _masked_fields(header, self._redactor)
+        kind = self._sink.begin(header, b"" if hidden else self._request())
         self._end_with = kind or Kind.WHOLE
         return kind is not None
 
@@ -177,7 +221,7 @@ class Tee:
         now = time.perf_counter()
         own = self.target is None or self.target is self.decision.target
         wanted = self.decision.mirrors if outcome is Outcome.OK and own else ()
-        fates = [(mirror, self.mirrors.reserve(mirror)) for mirror in wanted]
+        fates = [(mirror, self._mirrors.reserve(mirror)) for mirror in wanted]
         header = self._header(outcome, error, now)
         if self.call.trace is not None:
             self.call.trace.end_log(header)
@@ -186,17 +230,17 @@ class Tee:
         privacy = self.decision.route.privacy
         if privacy.before_spool:
             header["frame"] = Kind.WHOLE
-            record_masked(self.sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self.redactor)
+            record_masked(self._sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self._redactor)
         else:
-            self.sink.append(header, self._request() if kind is Kind.WHOLE else b"", self._chunks)
+            self._sink.append(header, self._request() if kind is Kind.WHOLE else b"", self._chunks)
         if (account := self.call.account) is not None and account.key.metered:
             self._charge(account)
         self._chunks = []
         for mirror, fate in fates:
             if fate is MirrorFate.SENT:
-                self.mirrors.launch(mirror, self.call, self.fields, self.decision, self.tags)
+                self._mirrors.launch(mirror, self.call, self.fields, self.decision, self.tags)
         latency = now - self.call.received
-        self.metrics.exchange(header["workload_id"], self.arm, outcome, latency, latency - self.call.waited)
+        self._metrics.exchange(header["workload_id"], self.arm, outcome, latency, latency - self.call.waited)
 
     def leave(self) -> None:
         """Give the place back, where there is one: the model has done its part."""
@@ -210,7 +254,7 @@ class Tee:
         self._held += len(chunk)
         if self._held >= PIECE and not self.decision.route.privacy.before_spool:
             piece = b"".join(self._chunks)
-            self.sink.pieces({"id": self.call.id}, Kind.RESPONSE, piece, self._spooled)
+            self._sink.pieces({"id": self.call.id}, Kind.RESPONSE, piece, self._spooled)
             self._end = piece[-END:]
             self._spooled += self._held
             self._chunks, self._held = [], 0
@@ -233,7 +277,7 @@ class Tee:
 
     def _header(self, outcome: Outcome, error: str, now: float) -> dict[str, Any]:
         call, decision, target = self.call, self.decision, self.target
-        return log_header(call, self.tags, decision) | {
+        return self._logged | {
             "model": target.name if target else "",
             "provider": target.model.provider if target else "",
             "arm": self.arm,
@@ -242,11 +286,10 @@ class Tee:
             "stream": self.stream,
             "latency_ms": round((now - call.received) * 1000, 3),
             "ttft_ms": round((self._first - call.received) * 1000, 3) if self._first else None,
-            "config_snapshot": self.snapshot,
             "rollout": decision.rollout,
             "error": error,
             "breaker": decision.breaker,
-            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "attempts": [asdict(attempt) for attempt in self.attempts] if self.attempts else [],
             "encoding": self.encoding,
             "price": rates(target.model.price) if target else None,
         }

@@ -1,7 +1,7 @@
 """Which target serves a call: match(table, asked) -> Matched and choose(table, call) -> Decision. Pure."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
@@ -21,8 +21,7 @@ class Matched(NamedTuple):
     by: Literal["header", "metadata", "rule", "key", "nothing"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """What a decision needs to know of a request. Sticky keys are "" where the request has none.
 
     `stateful` is one that goes on from what an upstream has kept: no canary, fallback or mirror could answer it.
@@ -36,8 +35,7 @@ class Call:
     stateful: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a call goes, and why.
 
     `fallbacks` are to be tried in order, before the first byte of a reply only. `mirrors` holds every mirror that the
@@ -112,8 +110,8 @@ def choose(table: RouteTable, call: Call, open_breakers: Collection[str] = ()) -
 def _where_it_began(table: RouteTable, plan: Plan, call: Call) -> Decision:
     """The state lives on one upstream, which is the incumbent's until a rollout has all the traffic."""
     promoted = plan.overlay is not None and plan.overlay.weight >= 100
-    found = choose(table, replace(call, stateful=False)) if promoted else _incumbent(plan, call, "", "", "", ())
-    return replace(found, fallbacks=(), mirrors=(), reason="state")
+    found = choose(table, call._replace(stateful=False)) if promoted else _incumbent(plan, call, "", "", "", ())
+    return found._replace(fallbacks=(), mirrors=(), reason="state")
 
 
 def _incumbent(

@@ -1,8 +1,7 @@
 """The upstream's Protocol: send one request's bytes to a model, read the reply's bytes as they come."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from routing.targets import Model
 
@@ -11,14 +10,13 @@ __all__ = ["Headers", "Reply", "Upstream", "UpstreamRequest"]
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
+class UpstreamRequest(NamedTuple):
     """What goes up: `path` is below the model's base URL (`/chat/completions`), `headers` are filtered already."""
 
-    method: str = "POST"
     path: str
     headers: Headers
     body: bytes
+    method: str = "POST"
     repeatable: bool = True
 
 

@@ -6,7 +6,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httptools
@@ -127,8 +127,10 @@ class DirectUpstream:
         scheme, host, port, ca_file = origin
         loop = asyncio.get_running_loop()
         secured = scheme == "https"
+        made: Any = lambda: _Connection(self, loop, origin)  # noqa: E731  # a protocol by its methods, not by its base
+        connection: _Connection
         _, connection = await loop.create_connection(
-            lambda: _Connection(self, loop, origin),
+            made,
             address,
             port,
             ssl=self._tls.of(ca_file) if secured else None,
@@ -169,8 +171,8 @@ class _Stale(UpstreamError):
         self.sent = sent
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: parses replies with httptools and hands their bytes to whoever waits."""
+class _Connection:
+    """One connection, an asyncio protocol: parses replies with httptools and hands their bytes to whoever waits."""
 
     def __init__(self, pool: DirectUpstream, loop: asyncio.AbstractEventLoop, origin: Origin) -> None:
         self.pool = pool
@@ -209,9 +211,7 @@ class _Connection(asyncio.Protocol):
         """Write a request, wait for the head of its reply. Raises _Stale, UpstreamTimeout, UpstreamCut."""
         if self._transport is None or self._transport.is_closing():
             raise _Stale(sent=False)
-        self._reply, self._error, self._headers, self._body_begun, self._bare = None, None, [], False, 0
-        self._timeouts, self._started = timeouts, self.loop.time()
-        self._set_deadline("first token", timeouts.first_token)
+        self._begin(timeouts)
         try:
             self._transport.writelines(data)
             while self._reply is None:
@@ -254,8 +254,17 @@ class _Connection(asyncio.Protocol):
 
     # -- asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a socket's transport is always a Transport
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def eof_received(self) -> None:
+        """The transport closes itself."""
+
+    def pause_writing(self) -> None:
+        """Nothing to do: a request is written at once."""
+
+    def resume_writing(self) -> None:
+        """Nothing to do."""
 
     def data_received(self, data: bytes) -> None:
         if (self._reply is None and not self._deadline) or (self._reply is not None and self._reply.complete):
@@ -333,6 +342,11 @@ class _Connection(asyncio.Protocol):
         self._deadline = 0.0
 
     # -- inside
+
+    def _begin(self, timeouts: Timeouts) -> None:
+        self._reply, self._error, self._headers, self._body_begun, self._bare = None, None, [], False, 0
+        self._timeouts, self._started = timeouts, self.loop.time()
+        self._set_deadline("first token", timeouts.first_token)
 
     @property
     def _name(self) -> str:

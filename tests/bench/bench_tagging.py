@@ -7,7 +7,8 @@ import argparse
 import time
 from collections.abc import Callable
 
-from gateway.tagging import Fields, read_fields, tag
+from gateway.fields import Fields, read_fields
+from gateway.tagging import tag
 from routing.labels import labels_of
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 800 + b'"}],"temperature":0}'

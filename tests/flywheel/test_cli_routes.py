@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 from flywheel.cli import app
 from gateway.config import load_settings
 from gateway.errors import ConfigError
+from gateway.fields import read_fields
 from gateway.ids import id_at
 from gateway.logstore.open import open_log_store
 from gateway.records import Arm, Attempt, Exchange
-from gateway.tagging import conversation_of, read_fields
+from gateway.tagging import conversation_of
 from tests.routing.examples import ENV, ROUTING_YAML
 
 AT = 1_763_712_000

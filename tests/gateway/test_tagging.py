@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gateway.auth import Key, identified
 from gateway.config import Settings
 from gateway.errors import RequestRefused
-from gateway.tagging import conversation_of, read_fields, tag, with_model
+from gateway.fields import read_fields
+from gateway.tagging import conversation_of, tag, with_model
 from routing.labels import labels_of
 from tests.gateway.conftest import running
 from tests.gateway.fakes import ok, upstream

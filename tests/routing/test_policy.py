@@ -297,5 +297,5 @@ def test_what_goes_on_from_kept_state_goes_to_one_place_only(weight: int, wanted
     """No canary, no fallback, no mirror, whatever breakers say: nobody else could answer it."""
     laid = table(overlay(weight, mirror=1.0, reverse_mirror=1.0))
     for number in range(50):
-        decision = choose(laid, replace(call(session=f"s{number}"), stateful=True), {"prod"})
+        decision = choose(laid, call(session=f"s{number}")._replace(stateful=True), {"prod"})
         assert (decision.target.name, decision.fallbacks, decision.mirrors) == (wanted, (), ())
