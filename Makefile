@@ -27,25 +27,31 @@ INSTALL := $(UV) pip install --quiet $(foreach place,$(LINKS),--find-links $(pla
 KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 OVERRIDES := $(if $(filter cpu,$(KIND)),--override deploy/models-overrides.txt)
 
+# Where it cannot be done, as without a C compiler, this says so in a line, and everything runs interpreted.
+COMPILE := $(BIN)/understudy compile >/dev/null || echo "so the gateway runs interpreted: a call costs it a quarter more"
+
 DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)') $(if $(ONLY),--only '$(ONLY)') \
 	$(if $(LABELS),--labels '$(LABELS)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') \
 	$(if $(UPSTREAM_MODEL),--upstream-model '$(UPSTREAM_MODEL)') $(if $(N),--records '$(N)') \
 	$(if $(SEED),--seed '$(SEED)')
 
-.PHONY: help setup models clients demo up check test soak bench services clean
+.PHONY: help setup compiled models clients demo up check test soak bench services clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  options of demo:  DATA=FILE LABEL=FIELD ONLY=a,b LABELS=shuffled UPSTREAM=URL UPSTREAM_MODEL=NAME N=RECORDS SEED=NUMBER"
 
-setup: $(VENV)/.installed ## the environment .venv: gateway, controller, tools for development
+setup: $(VENV)/.installed $(VENV)/.compiled ## the environment .venv: gateway, controller, tools for development
+
+compiled: $(VENV)/.installed ## the gateway's hot path as native code, a minute after a change of gateway/ or routing/
+	@$(COMPILE)
 
 models: $(MODELS)/.installed-$(KIND) ## the environment .models: vLLM, torch, peft (several gigabytes)
 
-demo: setup models ## the whole story on sample traffic, from first request to promotion
+demo: setup compiled models ## the whole story on sample traffic, from first request to promotion
 	$(BIN)/understudy demo $(strip $(DEMO_OPTIONS))
 
-up: setup ## gateway and controller on this machine
+up: setup compiled ## gateway and controller on this machine
 	$(BIN)/understudy up
 
 check: setup ## format, lint, types, layers
@@ -56,13 +62,13 @@ check: setup ## format, lint, types, layers
 
 clients: $(CLIENTS)/.python $(CLIENTS)/.load $(CLIENTS)/.node ## other people's clients, which the tests of conformance run
 
-test: setup models services clients ## every test; PYTEST_ARGS="-k spool" for some
+test: setup models services $(if $(PYTEST_ARGS),,compiled) clients ## every test; PYTEST_ARGS="-k spool" for some
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-soak: setup ## the log's fault tests in their long form, half an hour; SOAK_ARGS="--minutes 1" for less
+soak: setup compiled ## the log's fault tests in their long form, half an hour; SOAK_ARGS="--minutes 1" for less
 	$(BIN)/python -m tests.bench.soak $(SOAK_ARGS)
 
-bench: setup ## the gateway beside nginx, LiteLLM, Portkey and two routers; BENCH_ARGS="--help" for its options
+bench: setup compiled ## the gateway beside nginx, LiteLLM, Portkey and two routers; BENCH_ARGS="--help" for its options
 	@$(BIN)/python -m tests.bench.side_by_side $(BENCH_ARGS)
 
 services: ## what the tests talk to or build with (PostgreSQL, Elasticsearch, Chromium, Node, nginx, cc), where this can install it
@@ -86,6 +92,7 @@ services: ## what the tests talk to or build with (PostgreSQL, Elasticsearch, Ch
 
 clean: ## remove all environments, caches and the demo's output; your data stays
 	rm -rf $(VENV) $(MODELS) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	rm -rf gateway/_compiled
 	rm -rf demo-data demo-report.json demo-report.html .bench bench-report.json bench-report.svg
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -100,6 +107,10 @@ $(BIN)/uv: | $(BIN)/python
 $(VENV)/.installed: pyproject.toml constraints.txt | $(UV_READY)
 	$(INSTALL) --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# The first time only: who edits the sources compiles when it is wanted.
+$(VENV)/.compiled: | $(VENV)/.installed
+	@$(COMPILE); touch $@
 
 $(MODELS)/.installed-$(KIND): $(wildcard deploy/models-*.txt) | $(VENV)/.installed
 	[ -x $(MODELS)/bin/python ] || $(UV) venv --quiet --allow-existing --python $(BIN)/python $(MODELS)

@@ -3,6 +3,7 @@
 UnderstudyError
 ├── ConfigError        a setting, routing file or data file that cannot be used
 │   └── MissingExtra       it needs an optional part that is not installed
+├── CannotCompile      the hot path cannot be compiled here; it runs all the same
 ├── CannotRedact       bytes that cannot be searched for personal data, and so must not be kept
 ├── StoreError         the log store or the control database did not do what was asked
 │   └── RecordsRefused     the store took all but some exchanges, which it will never take
@@ -34,6 +35,10 @@ class MissingExtra(ConfigError):
     def __init__(self, what: str, extra: str) -> None:
         self.install = f"pip install 'understudy[{extra}]'"
         super().__init__(f"{what} needs an optional part that is not installed: {self.install}")
+
+
+class CannotCompile(UnderstudyError):
+    """The hot path cannot be compiled here. Everything runs all the same, interpreted."""
 
 
 class CannotRedact(UnderstudyError):

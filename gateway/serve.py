@@ -12,7 +12,7 @@ from gateway.config import Settings, environment
 from gateway.errors import ConfigError
 from gateway.publish import Publisher
 from gateway.signals import signals_of
-from gateway.supervise import Child, Supervisor, python, stop_on_signals
+from gateway.supervise import Child, Supervisor, gateway_process, stop_on_signals
 from gateway.tasks import Tasks
 from gateway.tell import is_told
 from gateway.upstream.via_litellm import installed, missing
@@ -43,19 +43,19 @@ async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int
     workers = [
         Child(
             name=f"worker {number}",
-            argv=python("gateway.worker", "--fd", str(listener.fileno()), "--metrics", str(metrics), *options),
+            argv=gateway_process("gateway.worker", "--fd", str(listener.fileno()), "--metrics", str(metrics), *options),
             pass_fds=(listener.fileno(),),
             env=env,
         )
         for number in range(settings.gateway.workers)
     ]
-    shipper = Child(name="shipper", argv=python("gateway.ship", *options), env=env)
+    shipper = Child(name="shipper", argv=gateway_process("gateway.ship", *options), env=env)
     auth = "on" if settings.gateway.authenticates else "off"
     log.info("gateway", url=f"http://{host}:{port}/v1", workers=len(workers), auth=auth, pid=os.getpid())
     readers = [shipper]
     signals = signals_of(environment())
     if is_told(settings, signals):
-        readers.append(Child(name="teller", argv=python("gateway.tell", *options), env=env))
+        readers.append(Child(name="teller", argv=gateway_process("gateway.tell", *options), env=env))
     for problem in signals.problems:
         log.warning("telemetry", problem=problem)
     tasks = Tasks()

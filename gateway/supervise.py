@@ -15,7 +15,7 @@ import structlog
 
 from gateway.tasks import Tasks
 
-__all__ = ["Child", "Supervisor", "interrupted", "python", "stop_on_signals", "watch_parent"]
+__all__ = ["Child", "Supervisor", "gateway_process", "interrupted", "python", "stop_on_signals", "watch_parent"]
 
 T = TypeVar("T")
 
@@ -139,6 +139,11 @@ async def interrupted(work: Coroutine[Any, Any, T]) -> T:
 def python(module: str, *arguments: str) -> list[str]:
     """The command line that runs one of our modules with this interpreter."""
     return [sys.executable, "-m", module, *arguments]
+
+
+def gateway_process(module: str, *arguments: str) -> list[str]:
+    """The same for one of the gateway's processes, which runs compiled where that has been built."""
+    return python("gateway.compiled", module, *arguments)
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:

@@ -1,6 +1,6 @@
 """One gateway worker: serves the application on a socket that its parent opened.
 
-python -m gateway.worker --fd N [--config FILE] [--watch-fd N] [--metrics DIR]
+python -m gateway.compiled gateway.worker --fd N [--config FILE] [--watch-fd N] [--metrics DIR]
 """
 
 import argparse
@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
 import uvicorn
 import uvloop
 
 from gateway.app import build
+from gateway.compiled import is_compiled
 from gateway.config import Settings, load_settings
 from gateway.endpoints import Endpoints
 from gateway.protocol import server_config
@@ -24,6 +26,8 @@ from gateway.supervise import watch_parent
 from gateway.telemetry import configure_logging
 
 __all__ = ["main"]
+
+log = structlog.get_logger(__name__)
 
 _SWITCH = 0.001  # seconds that a thread, as the one that takes in new rules, may keep the event loop waiting
 
@@ -59,6 +63,7 @@ def main(argv: list[str] | None = None, *, application: Callable[[Settings, Path
     parser.add_argument("--metrics", type=Path)
     arguments = parser.parse_args(argv)
     configure_logging(f"gateway {os.getpid()}")
+    log.info("worker", compiled=is_compiled())
     gc.set_threshold(50_000, 20, 50)  # a call makes little garbage in cycles, and looking for it is time on its way
     sys.setswitchinterval(_SWITCH)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

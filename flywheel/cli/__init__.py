@@ -13,6 +13,7 @@ GROUPS = {
     "up": ("flywheel.cli.up", "Run gateway and controller on this machine, supervised."),
     "demo": ("flywheel.cli.demo", "Play the whole story on sample traffic."),
     "doctor": ("flywheel.cli.doctor", "Say what is missing on this machine and how to get it."),
+    "compile": ("flywheel.cli.compile", "Make the gateway's hot path native code."),
     "db": ("flywheel.cli.db", "Upgrade the control database, or show its state."),
     "keys": ("flywheel.cli.keys", "Make, list and revoke clients' keys."),
     "routes": ("flywheel.cli.routes", "Check, show, explain and compare routing.yaml."),

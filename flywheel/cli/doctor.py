@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flywheel.cli.options import AsJson, Config
+from gateway.compiled import built
 from gateway.config import Settings, environment, load_settings
 from gateway.errors import ConfigError, MissingExtra, UnderstudyError
 from gateway.logstore.open import open_log_store
@@ -87,6 +88,7 @@ def examine(config: Path | None) -> Iterator[Finding]:
     yield from asyncio.run(_connections(settings, table))
     yield from _sinks(settings)
     yield _port(settings)
+    yield _hot_path()
     gpu = _gpu()
     yield Finding(check="accelerator", level="ok", found=gpu or f"no NVIDIA GPU: CPU, {os.cpu_count()} cores")
     yield _models(settings, gpu is not None)
@@ -111,6 +113,14 @@ def _python() -> Finding:
     """Never too old: the package does not install there, and this file would not load."""
     found = f"{'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}"
     return Finding(check="Python", level="ok", found=found)
+
+
+def _hot_path() -> Finding:
+    folder = built()
+    if folder is None:
+        mend = "understudy compile makes a call about a fifth cheaper"
+        return Finding(check="hot path", level="optional", found="interpreted", mend=mend)
+    return Finding(check="hot path", level="ok", found=f"compiled: {folder}")
 
 
 def _data_dir(settings: Settings) -> Finding:

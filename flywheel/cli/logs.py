@@ -293,7 +293,7 @@ def ship(
 
         understudy logs ship --once
     """
-    from gateway.supervise import python
+    from gateway.supervise import gateway_process
 
     settings = load_settings(config)
     if once:
@@ -302,7 +302,7 @@ def ship(
         _warn("another shipper works on this spool: waiting until it ends")
     options = [*(["--config", str(config.absolute())] if config else []), *(["--once"] if once else [])]
     sys.stderr.flush()
-    os.execv(sys.executable, python("gateway.ship", *options))
+    os.execv(sys.executable, gateway_process("gateway.ship", *options))
 
 
 def _another_ships(settings: Settings) -> bool:

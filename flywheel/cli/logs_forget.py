@@ -14,7 +14,7 @@ from gateway.errors import ConfigError, StoreError
 from gateway.logstore import LogStore
 from gateway.presidio import redactor_of
 from gateway.sinks import FileSink, open_sink
-from gateway.supervise import python
+from gateway.supervise import gateway_process
 from gateway.tombstones import Tombstones
 from routing.audit import Fact
 
@@ -73,7 +73,7 @@ def _record(settings: Settings, names: list[str], erased: Erased, now: float) ->
 
 def _ship(config: Path | None) -> None:
     options = ["--once", *(["--config", str(config.absolute())] if config else [])]
-    done = subprocess.run(python("gateway.ship", *options), capture_output=True, text=True, check=False)
+    done = subprocess.run(gateway_process("gateway.ship", *options), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StoreError("the spool could not be shipped; see `understudy logs ship --once`, then forget again")
 

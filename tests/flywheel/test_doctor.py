@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flywheel.cli.doctor import app
+from gateway.compiled import built
 from gateway.keys import Keys
 from migrations.upgrade import upgrade
 from routing.tables import connect
@@ -75,6 +76,16 @@ def test_a_sound_folder_lacks_nothing_that_is_required(folder: Path) -> None:
     assert found["models' environment"]["level"] == "warning"
     assert "make models" in found["models' environment"]["mend"]
     assert not (folder / "data").exists()
+
+
+def test_the_hot_path_is_compiled_or_could_be(folder: Path) -> None:
+    _, found = ask(folder)
+    finding = found["hot path"]
+    if built() is None:
+        assert (finding["level"], finding["found"]) == ("optional", "interpreted")
+        assert "understudy compile" in finding["mend"]
+    else:
+        assert (finding["level"], finding["found"]) == ("ok", f"compiled: {built()}")
 
 
 def test_every_finding_that_is_not_fine_says_how_to_mend_it(folder: Path) -> None:

@@ -2,20 +2,27 @@
 
 import sys
 
-from gateway import worker
-from gateway.app import build
-from tests.bench.bench_handle import NoLog
+from gateway.compiled import activate
 
 
-class Nowhere(NoLog):
-    """As a worker wants it."""
+def main(argv: list[str]) -> int:
+    """As gateway.worker's, and compiled as that is, which must be said before anything else is imported."""
+    activate()
+    from gateway import worker
+    from gateway.app import build
+    from tests.bench.bench_handle import NoLog
 
-    async def run(self) -> None:
-        """Nothing to do."""
+    class Nowhere(NoLog):
+        """As a worker wants it."""
 
-    def close(self) -> None:
-        """Nothing to do."""
+        async def run(self) -> None:
+            """Nothing to do."""
+
+        def close(self) -> None:
+            """Nothing to do."""
+
+    return worker.main(argv, application=lambda s, m: build(s, shared_metrics=m, spool=Nowhere()))
 
 
 if __name__ == "__main__":
-    raise SystemExit(worker.main(sys.argv[1:], application=lambda s, m: build(s, shared_metrics=m, spool=Nowhere())))
+    raise SystemExit(main(sys.argv[1:]))
