@@ -118,6 +118,7 @@ def _compile(work: Path, found: Mapping[str, bytes], names: Sequence[str]) -> No
         check=False,
         text=True,
         errors="replace",
+        umask=0o022,  # whoever may run it can read it, and only its owner change it
     )
     if done.returncode or not (work / "out" / f"{GROUP}{SUFFIX}").is_file():
         with tempfile.NamedTemporaryFile("w", prefix="understudy-compile-", suffix=".log", delete=False) as log:
@@ -131,7 +132,7 @@ def _compile(work: Path, found: Mapping[str, bytes], names: Sequence[str]) -> No
 def _alone(place: Path, progress: Callable[[str], None]) -> Iterator[None]:
     """One builder at a time, also where one is killed: the lock ends with its process."""
     try:
-        place.mkdir(exist_ok=True)
+        place.mkdir(mode=0o755, exist_ok=True)
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}; compile as the user that installed understudy") from error

@@ -9,7 +9,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -169,11 +169,12 @@ class Tail:
                 continue
             offset = self._place.offset if number == self._place.segment else 0
             final = not alive or number != numbers[-1]
-            for frame in read_frames(segment_path(self.folder, number), offset, final=final):
-                start, self._place = self._place, Place(number, frame.end)
-                self._take(frame, start)
-                if len(self._records) >= limit or self._size >= _MAX_BATCH:
-                    return
+            with _frames(segment_path(self.folder, number), offset, final=final) as frames:
+                for frame in frames:
+                    start, self._place = self._place, Place(number, frame.end)
+                    self._take(frame, start)
+                    if len(self._records) >= limit or self._size >= _MAX_BATCH:
+                        return
             if final:
                 self._place, self._complete = Place(number + 1, 0), True
         if not alive and self._place != _END:
@@ -219,14 +220,15 @@ class Tail:
         for number in segments(self.folder):
             if number > self.taken.segment or self.finished:
                 return
-            for frame in read_frames(segment_path(self.folder, number)):
-                if number == self.taken.segment and frame.end > self.taken.offset:
-                    return
-                if isinstance(frame, Corrupt) or (number < before and frame.header.get("id") not in ids):
-                    continue
-                record = self._joined(frame, number)
-                if record is not None and record.ended:  # also when its beginning is gone: it was taken
-                    del self._open[frame.header["id"]]
+            with _frames(segment_path(self.folder, number)) as frames:
+                for frame in frames:
+                    if number == self.taken.segment and frame.end > self.taken.offset:
+                        return
+                    if isinstance(frame, Corrupt) or (number < before and frame.header.get("id") not in ids):
+                        continue
+                    record = self._joined(frame, number)
+                    if record is not None and record.ended:  # also when its beginning is gone: it was taken
+                        del self._open[frame.header["id"]]
 
 
 def _header(raw: bytes) -> dict[str, Any] | None:
@@ -283,6 +285,17 @@ def _forgotten(readers: Iterable[Tail | Elsewhere], number: int) -> bool:
         log.warning("spool: a segment stays", segment=number, error=error.strerror)
         return False
     return True
+
+
+@contextlib.contextmanager
+def _frames(path: Path, offset: int = 0, *, final: bool = True) -> Iterator[Iterator[Frame | Corrupt]]:
+    """Who leaves in the middle closes the file: compiled, a generator that is dropped does not."""
+    frames = read_frames(path, offset, final=final)
+    try:
+        yield frames
+    finally:
+        if isinstance(frames, Generator):
+            frames.close()
 
 
 def segments(folder: Path) -> list[int]:

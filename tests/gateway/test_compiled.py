@@ -107,6 +107,7 @@ def test_two_builds_at_once_make_one(made: tuple[Path, list[Build]]) -> None:
     assert sorted(each.seconds > 0 for each in builds) == [False, True]
     assert {each.folder for each in builds} == {built(root)}
     assert {path.name for path in folder_of(root).iterdir()} == {"lock", builds[0].folder.name}
+    assert [path for path in folder_of(root).rglob("*") if path.stat().st_mode & 0o022] == []
     assert build(root=root, names=NAMES).seconds == 0
 
 
