@@ -10,6 +10,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from importlib.abc import Loader
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -44,10 +45,32 @@ PACKAGES = ("gateway", "routing")
 SUFFIX = EXTENSION_SUFFIXES[0]  # names the interpreter's version and the platform
 
 
+class _Loader(Loader):
+    """Loads the library, and has the source beside, so that tracebacks show it."""
+
+    def __init__(self, name: str, file: str, source: Path) -> None:
+        self._library = ExtensionFileLoader(name, file)
+        self._source = source
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._library.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._library.exec_module(module)
+        module.__loader__ = self  # who made the module had put the library's there
+
+    def get_source(self, _name: str) -> str | None:
+        try:
+            return self._source.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+
 class _Finder:
     """Finds the modules of one build, and no others."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, folder: Path, names: Sequence[str]) -> None:
+        self._root = root
         self._folder = folder
         self._names = frozenset((*names, GROUP))
 
@@ -57,8 +80,9 @@ class _Finder:
         """A file that is gone is an error: a module from the sources does not know those that are compiled."""
         if name not in self._names:
             return None
-        file = str(self._folder.joinpath(*name.split(".")).with_suffix(SUFFIX))
-        return spec_from_file_location(name, file, loader=ExtensionFileLoader(name, file))
+        place = Path(*name.split("."))
+        file = str((self._folder / place).with_suffix(SUFFIX))
+        return spec_from_file_location(name, file, loader=_Loader(name, file, (self._root / place).with_suffix(".py")))
 
 
 def activate(root: Path = ROOT, names: Sequence[str] = HOT) -> bool:
@@ -71,7 +95,7 @@ def activate(root: Path = ROOT, names: Sequence[str] = HOT) -> bool:
     folder = None if environment().get("UNDERSTUDY_INTERPRETED", "0") not in ("", "0") else built(root)
     if folder is None:
         return False
-    finder = _Finder(folder, names)
+    finder = _Finder(root, folder, names)
     sys.meta_path.insert(0, finder)
     try:
         importlib.import_module(GROUP)
@@ -85,7 +109,7 @@ def activate(root: Path = ROOT, names: Sequence[str] = HOT) -> bool:
 def is_compiled(name: str = "gateway.proxy") -> bool:
     """Whether the module that was imported under this name is a compiled one."""
     spec = sys.modules[name].__spec__ if name in sys.modules else None
-    return spec is not None and isinstance(spec.loader, ExtensionFileLoader)
+    return spec is not None and spec.origin is not None and spec.origin.endswith(SUFFIX)
 
 
 def built(root: Path = ROOT) -> Path | None:
