@@ -14,9 +14,10 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from hashlib import sha256
 from typing import Final, NamedTuple
+
+from gateway.key import Key, Scope
 
 __all__ = [
     "Key",
@@ -44,55 +45,6 @@ _CREDENTIALS: Final = frozenset((b"authorization", b"x-api-key", b"api-key", b"c
 _OPEN: Final = frozenset(("/healthz", "/readyz", "/metrics"))
 MINUTE: Final = 60
 DAY: Final = 86_400
-
-
-class Scope(StrEnum):
-    """What a key may be used for."""
-
-    DATA = "data"  # calls of /v1
-    FEEDBACK = "feedback"  # /v1/feedback
-    ADMIN = "admin"  # /api, and the approval of a rollout
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """A client's key without its secret. Times are epoch seconds.
-
-    `client` is who its calls come from, whatever they say; "" lets them say. `workload` is theirs where they name none.
-    `models` are the names in routing.yaml that its calls may be routed to; none is all. `rpm` and `tpm` are requests
-    and tokens a minute, `daily_usd` is by the day (UTC).
-    """
-
-    number: int
-    digest: str  # SHA-256 of the secret, hexadecimal
-    client: str = ""
-    workload: str = ""
-    scopes: frozenset[Scope] = frozenset((Scope.DATA,))
-    models: frozenset[str] = frozenset()
-    rpm: int | None = None
-    tpm: int | None = None
-    daily_usd: float | None = None
-    expires_at: float | None = None
-
-    @property
-    def id(self) -> str:
-        """Its public name: `key-7`."""
-        return f"key-{self.number}"
-
-    @property
-    def owner(self) -> str:
-        """Who stands behind it: its client, so that several keys may be one person's; else the key itself."""
-        return self.client or self.id
-
-    @property
-    def limited(self) -> bool:
-        """Whether it has any limit."""
-        return self.rpm is not None or self.metered
-
-    @property
-    def metered(self) -> bool:
-        """Whether what its replies cost has to be counted."""
-        return self.tpm is not None or self.daily_usd is not None
 
 
 class Spent(NamedTuple):

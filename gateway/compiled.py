@@ -22,19 +22,25 @@ __all__ = ["GROUP", "HOT", "activate", "built", "digest", "folder_of", "is_compi
 
 # One group: they call each other without going through Python.
 HOT = (
+    "gateway.auth",
     "gateway.breaker",
     "gateway.endpoints",
     "gateway.gate",
     "gateway.ids",
     "gateway.inflight",
+    "gateway.limits",
+    "gateway.metering",
     "gateway.proxy",
     "gateway.readable",
     "gateway.relayed",
     "gateway.retry",
     "gateway.spool",
+    "gateway.tagging",
     "gateway.tee",
     "gateway.telemetry",
     "gateway.tracing",
+    "gateway.upstream.chosen",
+    "gateway.upstream.direct",
     "routing.labels",
     "routing.policy",
 )

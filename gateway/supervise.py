@@ -87,7 +87,9 @@ class Supervisor:
                 stderr=out,
                 pass_fds=(read, *child.pass_fds),
                 env=child.env,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which then stops its children in order
+                # Ctrl-C reaches the parent alone, which then stops its children in order. Not in a session of its own:
+                # Linux gives each session the same share of a core, whatever its processes' priority (autogroup).
+                process_group=0,
             )
         finally:
             os.close(read)

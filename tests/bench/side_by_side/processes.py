@@ -52,7 +52,7 @@ def running(
     with log.open("w") as out:
         process = subprocess.Popen(
             pinned, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(env) if env is not None else None,
-            cwd=cwd, pass_fds=tuple(pass_fds), start_new_session=True,
+            cwd=cwd, pass_fds=tuple(pass_fds), process_group=0,
         )  # fmt: skip
     try:
         yield process
