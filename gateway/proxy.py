@@ -190,7 +190,7 @@ class Proxy:
     def _asked(self, table: RouteTable, path: str, headers: dict[str, str], tags: Tags, fields: Fields) -> Asked:
         """What rules look at; of the body only what some rule of the table wants to know."""
         matching, system = table.matching, ""
-        tools = self._tools(bytes(fields.tools)) if matching.reads_tools else _NO_TOOLS
+        tools = self._tools(bytes(fields.tools)) if matching.reads_tools and len(fields.tools) else _NO_TOOLS
         if matching.reads_system:
             messages = fields.messages if len(fields.messages) else fields.input
             system = system_of(memoryview(messages), bytes(fields.instructions))
@@ -205,7 +205,7 @@ class Proxy:
         this, decision = FIRST, tee.decision
         while True:
             target = target_of(decision, this)
-            arm = Arm.INCUMBENT if this.position else Arm(decision.arm)
+            arm = Arm.CANDIDATE if decision.arm == "candidate" and not this.position else Arm.INCUMBENT
             started = time.perf_counter()
             if call.trace is not None:
                 call.trace.tried(started, target)

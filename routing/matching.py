@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from routing.patterns import PatternSet
 from routing.recent import Recent
 from routing.request import system_fingerprint
@@ -37,7 +39,7 @@ class Match:
     system_pattern: str = ""
 
 
-class Asked(NamedTuple):
+class Asked(Struct, frozen=True, gc=False):
     """What rules look at in a request. `headers` has lower-case names; "" and () stand for what it lacks.
 
     `tools` and `tools_fingerprint` are routing.request.tools_of the body, `system` is its system_of.

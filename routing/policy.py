@@ -3,54 +3,16 @@
 from collections.abc import Collection
 from dataclasses import replace
 from hashlib import sha256
-from typing import Literal, NamedTuple
 
+from msgspec.structs import replace as replaced
+
+from routing.decision import Call, Decision, Matched
 from routing.matching import Asked
 from routing.targets import MirrorTarget, Part, Plan, Route, RouteTable, Target
 
 __all__ = ["Call", "Decision", "Matched", "choose", "match", "share_of"]
 
-ServingArm = Literal["incumbent", "candidate"]
 _TWO_64 = 2.0**64
-
-
-class Matched(NamedTuple):
-    """A request's route, and what led to it: a name in header or metadata, a rule, the API key, or nothing."""
-
-    route: Route
-    by: Literal["header", "metadata", "rule", "key", "nothing"]
-
-
-class Call(NamedTuple):
-    """What a decision needs to know of a request. Sticky keys are "" where the request has none.
-
-    `stateful` is one that goes on from what an upstream has kept: no canary, fallback or mirror could answer it.
-    """
-
-    workload: str
-    exchange_id: str
-    session: str = ""
-    user: str = ""
-    conversation: str = ""
-    stateful: bool = False
-
-
-class Decision(NamedTuple):
-    """Where a call goes, and why.
-
-    `fallbacks` are to be tried in order, before the first byte of a reply only. `mirrors` holds every mirror that the
-    exchange is eligible for; those with `sampled` are to be sent a copy. `rollout` is the overlay's rollout or "".
-    `breaker` names the target that this call was turned away from by its open breaker, or is "".
-    """
-
-    route: Route
-    target: Target
-    arm: ServingArm
-    fallbacks: tuple[Target, ...]
-    mirrors: tuple[MirrorTarget, ...]
-    reason: str
-    rollout: str = ""
-    breaker: str = ""
 
 
 def share_of(text: str) -> float:
@@ -110,8 +72,8 @@ def choose(table: RouteTable, call: Call, open_breakers: Collection[str] = ()) -
 def _where_it_began(table: RouteTable, plan: Plan, call: Call) -> Decision:
     """The state lives on one upstream, which is the incumbent's until a rollout has all the traffic."""
     promoted = plan.overlay is not None and plan.overlay.weight >= 100
-    found = choose(table, call._replace(stateful=False)) if promoted else _incumbent(plan, call, "", "", "", ())
-    return found._replace(fallbacks=(), mirrors=(), reason="state")
+    found = choose(table, replaced(call, stateful=False)) if promoted else _incumbent(plan, call, "", "", "", ())
+    return replaced(found, fallbacks=(), mirrors=(), reason="state")
 
 
 def _incumbent(

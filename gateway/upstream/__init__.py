@@ -1,7 +1,9 @@
 """The upstream's Protocol: send one request's bytes to a model, read the reply's bytes as they come."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from msgspec import Struct
 
 from routing.targets import Model
 
@@ -10,7 +12,7 @@ __all__ = ["Headers", "Reply", "Upstream", "UpstreamRequest"]
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class UpstreamRequest(NamedTuple):
+class UpstreamRequest(Struct, frozen=True, gc=False):
     """What goes up: `path` is below the model's base URL (`/chat/completions`), `headers` are filtered already."""
 
     path: str

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from math import sqrt
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -297,5 +298,5 @@ def test_what_goes_on_from_kept_state_goes_to_one_place_only(weight: int, wanted
     """No canary, no fallback, no mirror, whatever breakers say: nobody else could answer it."""
     laid = table(overlay(weight, mirror=1.0, reverse_mirror=1.0))
     for number in range(50):
-        decision = choose(laid, call(session=f"s{number}")._replace(stateful=True), {"prod"})
+        decision = choose(laid, msgspec.structs.replace(call(session=f"s{number}"), stateful=True), {"prod"})
         assert (decision.target.name, decision.fallbacks, decision.mirrors) == (wanted, (), ())
