@@ -7,9 +7,10 @@ share is a file, and five of them written a call would cost 14 us.
 import asyncio
 import logging
 import sys
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import defaultdict
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,24 +54,20 @@ _FLUSH = 0.1  # seconds
 class _Times:
     """Observations that a histogram with _SECONDS as its buckets has not been told of yet."""
 
-    __slots__ = ("counts", "total")
-
     def __init__(self) -> None:
-        self.counts = [0] * (len(_SECONDS) + 1)
-        self.total = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(_SECONDS, seconds)] += 1
-        self.total += seconds
+        self.seen: list[float] = []  # seconds
 
     def tell(self, histogram: Any) -> None:
         """The library takes one observation at a time; what it adds them to takes sums."""
-        if any(self.counts):
-            for bucket, count in zip(histogram._buckets, self.counts, strict=True):
-                if count:
-                    bucket.inc(count)
-            histogram._sum.inc(self.total)
-            self.counts, self.total = [0] * len(self.counts), 0.0
+        seen, self.seen = sorted(self.seen), []
+        below = 0
+        for bucket, bound in zip(histogram._buckets, (*_SECONDS, inf), strict=True):
+            upto = bisect_right(seen, bound)
+            if upto > below:
+                bucket.inc(upto - below)
+                below = upto
+        if seen:
+            histogram._sum.inc(sum(seen))
 
 
 class Metrics:
@@ -145,8 +142,8 @@ class Metrics:
     def exchange(self, workload: str, arm: str, outcome: str, latency: float, overhead: float) -> None:
         """Count an exchange; both times in seconds."""
         self._ended[workload, arm, outcome] += 1
-        self._latencies[arm].add(latency)
-        self._overheads.add(overhead)
+        self._latencies[arm].seen.append(latency)
+        self._overheads.seen.append(overhead)
 
     def mirror(self, fate: str) -> None:
         self._child(self._mirrors, fate).inc()
