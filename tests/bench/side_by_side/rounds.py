@@ -23,6 +23,7 @@ EVENTS = 20  # a second of each stream
 STREAMS, MANY_STREAMS = 256, 1000
 CONNECTIONS = 32
 TRIES = 4
+CALM = 60.0  # seconds in which what a load left behind is shipped and told of, before the next begins
 REST = 1.0  # seconds without a change after which work is done
 PROMPT, LONG_PROMPT = "y" * 900, "z" * 40_000
 FIRST = "@0:"  # how the first event's content begins
@@ -219,7 +220,7 @@ def _rounds(
             with _awake(target):
                 for scenario in scenarios:
                     with _guarded(target, scenario.__name__, measured, say):
-                        wait_until_calm(target.serving)
+                        wait_until_calm((*target.serving, *target.behind.values()), patience=CALM)
                         figures.setdefault(target.name, {}).update(scenario(target, programs, plan.seconds))
 
 
