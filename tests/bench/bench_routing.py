@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import orjson
+from msgspec.structs import replace
 
 from routing.matching import Asked, Match
 from routing.policy import Call, choose, match
@@ -66,17 +67,17 @@ def requests(last: int) -> dict[str, Asked]:
     plain = Asked(headers=headers, model="gpt-4o", path="/v1/chat/completions", client="app", system=prompt(-1))
     tools = tools_of(orjson.dumps([TOOL, {"type": "function", "name": f"tool{last + 6}"}]))
     return {
-        "named": plain._replace(headers=headers | {"x-workload-id": f"w{last}"}),
-        "header": plain._replace(headers=headers | {"x-team": f"t{last}"}),
-        "metadata": plain._replace(metadata={"app": f"a{last + 1}"}),
-        "header, model": plain._replace(headers=headers | {"x-desk": f"d{last + 2}"}),
-        "client": plain._replace(client=f"c{last + 3}"),
-        "path, model": plain._replace(path="/v1/embeddings", model=f"e{last + 4}"),
-        "tools": plain._replace(tools=("look_up", f"tool{last + 5}")),
-        "tools fingerprint": plain._replace(tools=tools.names, tools_fingerprint=tools.fingerprint),
-        "system fingerprint": plain._replace(system=prompt(last + 7)),
-        "system pattern": plain._replace(model="", system=prompt(last + 8)),
-        "model, pattern": plain._replace(system=prompt(last + 9)),
+        "named": replace(plain, headers=headers | {"x-workload-id": f"w{last}"}),
+        "header": replace(plain, headers=headers | {"x-team": f"t{last}"}),
+        "metadata": replace(plain, metadata={"app": f"a{last + 1}"}),
+        "header, model": replace(plain, headers=headers | {"x-desk": f"d{last + 2}"}),
+        "client": replace(plain, client=f"c{last + 3}"),
+        "path, model": replace(plain, path="/v1/embeddings", model=f"e{last + 4}"),
+        "tools": replace(plain, tools=("look_up", f"tool{last + 5}")),
+        "tools fingerprint": replace(plain, tools=tools.names, tools_fingerprint=tools.fingerprint),
+        "system fingerprint": replace(plain, system=prompt(last + 7)),
+        "system pattern": replace(plain, model="", system=prompt(last + 8)),
+        "model, pattern": replace(plain, system=prompt(last + 9)),
         "nothing": plain,
     }
 
@@ -111,7 +112,7 @@ def main() -> None:
         print(f"{name:20} -> {decide(routes, asked):8} {microseconds(again(routes, asked)):6.1f} us")
     numbers = iter(range(10**9))
     plain = requests(WORKLOADS - 10)["nothing"]
-    took = microseconds(lambda: decide(routes, plain._replace(system=prompt(next(numbers)))), 20)
+    took = microseconds(lambda: decide(routes, replace(plain, system=prompt(next(numbers)))), 20)
     print(f"{'new prompt':20} {'':11} {took:6.1f} us")
     messages = orjson.dumps([{"role": "system", "content": prompt(0)}, {"role": "user", "content": "Hello." * 200}])
     print(f"{'reading the prompt':20} {'':11} {microseconds(lambda: system_of(messages)):6.1f} us")

@@ -353,7 +353,7 @@ def spooled(logs: Logs) -> Logs:
     folder = logs.settings.run_dir / "metrics"
     folder.mkdir(parents=True)
     code = "from gateway.telemetry import Metrics; m = Metrics(); m.spooled(3); m.dropped('disk_full'); "
-    code += "m.untagged(); [m.exchange('default', 'incumbent', 'ok', 0.1, 0.1) for _ in range(4)]"
+    code += "m.untagged(); [m.exchange('default', 'incumbent', 'ok', 0.1, 0.1) for _ in range(4)]; m.flush()"
     env = dict(environment()) | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
     return logs
