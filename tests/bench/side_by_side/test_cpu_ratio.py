@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.compiled import built
 from tests.bench.side_by_side.cpu_ratio import LIMIT, Ratio, measure_ratio, recorded
 from tests.bench.side_by_side.programs import CannotMeasure, missing
 
@@ -28,6 +29,8 @@ def test_cpu_per_request_is_what_was_recorded(tmp_path: Path) -> None:
     """The short form of `make bench`. What is too much is measured again: only what stays too much is our fault."""
     if lacking := missing():
         pytest.skip(f"NOT TESTED, the speed of the hot path: {', '.join(lacking)} not found (`make services`)")
+    if built() is None:
+        pytest.skip("NOT TESTED, the speed of the hot path: these sources are not compiled (`make compiled`)")
     before = recorded()
     assert before is not None
     for number in range(TRIES):
