@@ -28,7 +28,7 @@ KIND := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 OVERRIDES := $(if $(filter cpu,$(KIND)),--override deploy/models-overrides.txt)
 
 # Where it cannot be done, as without a C compiler, this says so in a line, and everything runs interpreted.
-COMPILE := $(BIN)/understudy compile >/dev/null || echo "so the gateway runs interpreted: a call costs it a quarter more"
+COMPILE := $(BIN)/understudy compile >/dev/null || echo "so the gateway runs interpreted, which is slower"
 
 DEMO_OPTIONS := $(if $(DATA),--data '$(DATA)') $(if $(LABEL),--label '$(LABEL)') $(if $(ONLY),--only '$(ONLY)') \
 	$(if $(LABELS),--labels '$(LABELS)') $(if $(UPSTREAM),--upstream '$(UPSTREAM)') \

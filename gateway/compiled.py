@@ -149,7 +149,7 @@ def digest(found: Mapping[str, bytes]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the gateway's processes, compiled where it can be; its exit code."""
-    module, *arguments = sys.argv[1:] if argv is None else argv or [""]
+    module, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
     if module not in PROCESSES:
         sys.stderr.write(f"usage: python -m gateway.compiled {{{','.join(PROCESSES)}}} [ARGUMENT...]\n")
         return 2

@@ -74,6 +74,5 @@ async def _body(request: Request) -> bytes:
 
 
 def _refused(error: RequestRefused) -> Response:
-    body = error.body
     headers = {413: {"connection": "close"}, 503: {"retry-after": "1"}}.get(error.status)
-    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
+    return Response(error.body, status_code=error.status, headers=headers, media_type="application/json")

@@ -22,8 +22,8 @@ def new_id() -> str:
 
 def id_at(stamp: int, entropy: bytes) -> str:
     """The UUIDv7 of a Unix time in milliseconds and ten bytes, of which 74 bits count: equal for equal arguments."""
-    time, digits = f"{stamp:012x}", entropy.hex()
-    return f"{time[:8]}-{time[8:]}-7{digits[:3]}-{'89ab'[entropy[9] & 3]}{digits[3:6]}-{digits[6:18]}"
+    since, digits = f"{stamp:012x}", entropy.hex()
+    return f"{since[:8]}-{since[8:]}-7{digits[:3]}-{'89ab'[entropy[9] & 3]}{digits[3:6]}-{digits[6:18]}"
 
 
 def time_of(identifier: str) -> float:

@@ -375,8 +375,7 @@ def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
 def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
     """The call's headers, and whom it comes from: what its key says counts for more than what it says itself."""
     headers = _lower(call.headers)
-    if headers.get("connection", "close").encode("latin-1") not in _NAMES_NO_HEADER:
-        call.headers = _end_to_end(call.headers)
+    call.headers = _end_to_end(call.headers)
     fields.metadata = labels_of(headers, fields.metadata, fields.tensorzero_tags, fields.tensorzero_episode)
     if call.account is not None:
         headers, fields.metadata = identified(headers, fields.metadata, call.account.key)
@@ -427,18 +426,15 @@ def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool
 
 
 def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:
-    kept = [(name, value) for name, value in headers if name not in _HOP_BY_HOP]
-    if len(kept) < len(headers):
-        said = [value for name, value in headers if name == b"connection"]
-        if said and not (len(said) == 1 and said[0] in _NAMES_NO_HEADER):
-            kept = [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP]
-    return kept + _own_headers(tee)
+    return [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP] + _own_headers(tee)
 
 
 def _end_to_end(headers: Headers) -> Headers:
     """Without those that `Connection` says are of this hop (RFC 9110, section 7.6.1)."""
-    said = b",".join(value for name, value in headers if name == b"connection")
-    named = {name.strip().lower() for name in said.split(b",")}
+    said = [value for name, value in headers if name == b"connection"]
+    if not said or (len(said) == 1 and said[0] in _NAMES_NO_HEADER):
+        return headers
+    named = {name.strip().lower() for name in b",".join(said).split(b",")}
     return [(name, value) for name, value in headers if name not in named]
 
 

@@ -149,7 +149,7 @@ def gateway_process(module: str, *arguments: str) -> list[str]:
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    """SIGKILL goes to all that the child started: it leads a session of its own."""
+    """SIGKILL goes to all that the child started: it leads a process group of its own."""
     with suppress(ProcessLookupError):
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)

@@ -289,7 +289,7 @@ class Tee:
             "rollout": decision.rollout,
             "error": error,
             "breaker": decision.breaker,
-            "attempts": [asdict(attempt) for attempt in self.attempts] if self.attempts else [],
+            "attempts": [asdict(attempt) for attempt in self.attempts],
             "encoding": self.encoding,
             "price": rates(target.model.price) if target else None,
         }

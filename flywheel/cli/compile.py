@@ -16,7 +16,7 @@ def compile(
     force: Annotated[bool, typer.Option("--force", help="Also where it has been done for these sources.")] = False,
     drop: Annotated[bool, typer.Option("--remove", help="Remove what was built: Python's own runs again.")] = False,
 ) -> None:
-    """Compile the gateway's hot path, which makes a call about a fifth cheaper; a minute's work, once for each version.
+    """Compile the gateway's hot path: two fifths off Python's part of a call, for a minute's work at each version.
 
     It changes nothing else, and needs a C compiler and the extra `compile`. A gateway that starts afterwards runs it,
     unless its sources have changed since, or UNDERSTUDY_INTERPRETED=1 is set.

@@ -118,7 +118,7 @@ def _python() -> Finding:
 def _hot_path() -> Finding:
     folder = built()
     if folder is None:
-        mend = "understudy compile makes a call about a fifth cheaper"
+        mend = "understudy compile takes two fifths off Python's part of a call"
         return Finding(check="hot path", level="optional", found="interpreted", mend=mend)
     return Finding(check="hot path", level="ok", found=f"compiled: {folder}")
 
