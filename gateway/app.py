@@ -21,6 +21,7 @@ from gateway.keys import Keys
 from gateway.limits import Limits
 from gateway.mirror import Mirrors
 from gateway.models_endpoint import ModelsEndpoint
+from gateway.outbox import Outbox
 from gateway.presidio import redactor_of
 from gateway.proxy import Proxy
 from gateway.publish import Publisher
@@ -53,10 +54,11 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
         publisher.start()
     snapshot = Snapshot(settings, Rollouts(engine), metrics)
     gate = _gate(settings, engine, snapshot)
-    spool = spool or Spool(settings.spool_dir, settings.spool, metrics)
-    upstream = ChosenUpstream(providers := LitellmUpstream())
+    outbox = Outbox()
+    spool = spool or Spool(settings.spool_dir, settings.spool, metrics, outbox)
+    upstream = ChosenUpstream(providers := LitellmUpstream(), outbox)
     redactor = redactor_of(settings.privacy)
-    mirrors = Mirrors(upstream=ChosenUpstream(providers), sink=spool, metrics=metrics, redactor=redactor)
+    mirrors = Mirrors(upstream=ChosenUpstream(providers, outbox), sink=spool, metrics=metrics, redactor=redactor)
     breakers = Breakers()
     proxy = Proxy(
         upstream=upstream,
@@ -99,6 +101,7 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
     return Endpoints(
         proxy=proxy,
         spool=spool,
+        outbox=outbox,
         control=control,
         max_body=settings.gateway.max_body,
         gate=gate,

@@ -30,6 +30,7 @@ HOT = (
     "gateway.inflight",
     "gateway.limits",
     "gateway.metering",
+    "gateway.outbox",
     "gateway.proxy",
     "gateway.readable",
     "gateway.relayed",

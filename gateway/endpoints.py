@@ -9,6 +9,7 @@ import structlog
 from gateway.errors import RequestRefused, error_body
 from gateway.gate import Gate
 from gateway.ids import new_id
+from gateway.outbox import Outbox
 from gateway.paths import RELAYED
 from gateway.proxy import Proxy, log_full
 from gateway.tee import Downstream, Inbound, Sink
@@ -34,6 +35,7 @@ class Endpoints:
         *,
         proxy: Proxy,
         spool: Sink,
+        outbox: Outbox,
         control: ASGIApp,
         max_body: int,
         gate: Gate | None = None,
@@ -44,6 +46,7 @@ class Endpoints:
         self._proxy = proxy
         self._spool = spool
         self._control = control
+        self.outbox = outbox
         self.max_body = max_body
         self.spool_part = proxy.spool_part
         self.gone = proxy.gone

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from gateway.config import GatewaySettings
 from gateway.endpoints import Endpoints
 from gateway.errors import RequestRefused
+from gateway.outbox import Outbox
 from gateway.paths import RELAYED, passed_on
 from gateway.relayed import Relayed
 
@@ -49,6 +50,7 @@ def server_config(endpoints: Endpoints, settings: GatewaySettings) -> uvicorn.Co
     }
     bound = {
         "endpoints": endpoints,
+        "outbox": endpoints.outbox,
         "max_connections": most,
         "max_head": settings.max_head,
         "patience": patience,
@@ -73,6 +75,7 @@ class Connection(HttpToolsProtocol):
     """One client. `cycle` is the request that came last, be it relayed or uvicorn's; `serving` the one in work."""
 
     endpoints: Endpoints
+    outbox: Outbox
     max_connections: int
     max_head: int
     patience: Mapping[str, float]  # seconds, by what is awaited of the client
@@ -195,6 +198,11 @@ class Connection(HttpToolsProtocol):
         elif not self._awaited:
             self._await("request")
 
+    def shutdown(self) -> None:
+        """The worker is to stop: an idle connection closes, behind a reply that is written."""
+        self.outbox.flush()
+        super().shutdown()
+
     def finish(self, *, whole: bool) -> None:
         """Close behind a reply; `whole`: all of its request has come."""
         if not whole or self._deaf:
@@ -303,6 +311,7 @@ class Connection(HttpToolsProtocol):
             (b"connection", b"close"),
         ]
         head = b"".join(b"%b: %b\r\n" % header for header in (*own, *error.headers))
+        self.outbox.flush()
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
 
     def _hang_up(self) -> None:
@@ -311,6 +320,7 @@ class Connection(HttpToolsProtocol):
             return
         self._deaf = True
         self._await("end")
+        self.outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
@@ -319,6 +329,7 @@ class Connection(HttpToolsProtocol):
     def _close(self) -> None:
         """End the connection, with what is written; a client that does not take it has as long as a slow one."""
         self._deaf = True
+        self.outbox.flush()
         self.transport.close()
         self._await("end")
 

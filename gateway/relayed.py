@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gateway.endpoints import Endpoints
 from gateway.errors import RequestRefused
+from gateway.outbox import Outbox
 from gateway.spool import PIECE
 from gateway.tee import Inbound
 
@@ -21,6 +22,7 @@ class Wire(Protocol):
     """The client's connection: gateway.protocol.Connection."""
 
     endpoints: Endpoints
+    outbox: Outbox
     serving: "Relayed | None"
     transport: asyncio.Transport
     flow: FlowControl
@@ -86,7 +88,7 @@ class Relayed:
             endpoints.refuse(self._call, error, self)
             return
         if self._wants_100 and not self.whole:
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._connection.outbox.put(self._connection.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def take(self, body: bytes) -> None:
         """More of the request's body; a large one goes to the spool as it comes."""
@@ -140,6 +142,7 @@ class Relayed:
         finally:
             connection.tasks.discard(cast(Any, self._task))
             if not self.response_complete:
+                connection.outbox.flush()
                 connection.transport.close()
 
     # -- the reply
@@ -182,7 +185,7 @@ class Relayed:
             out += (b"%x\r\n" % len(chunk), chunk, b"\r\n")
         else:
             out.append(chunk)
-        self._connection.transport.write(b"".join(out))
+        self._connection.outbox.put(self._connection.transport, b"".join(out))
 
     def end(self, chunk: bytes) -> None:
         """The last bytes of the body; the connection is free for the next request."""
@@ -194,8 +197,7 @@ class Relayed:
         else:
             out.append(b"0\r\n\r\n")
         connection = self._connection
-        if not connection.transport.is_closing():
-            connection.transport.write(b"".join(out))
+        connection.outbox.put(connection.transport, b"".join(out))
         self.response_complete = True
         connection.serving = None
         if not self.keep_alive:

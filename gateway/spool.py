@@ -30,6 +30,7 @@ import structlog
 from gateway.config import SpoolSettings
 from gateway.ids import new_id
 from gateway.inflight import InFlight
+from gateway.outbox import Outbox
 from gateway.telemetry import Metrics
 
 __all__ = ["HEAD", "IN_FLIGHT", "MAGIC", "PIECE", "Corrupt", "Frame", "Kind", "Spool", "read_frames", "spool_size"]
@@ -43,6 +44,7 @@ HEAD: Final = len(MAGIC) + _MARK
 _PREFIX: Final = struct.Struct("<8sIIII")
 _SIZES: Final = struct.Struct("<III")
 _BALLAST: Final = 4 * 1024 * 1024
+_MOST: Final = 256, 1024 * 1024  # frames of one write, of which each is two of the 1,024 parts it may have; bytes
 IN_FLIGHT: Final = "in-flight"  # the file's name
 
 
@@ -83,12 +85,30 @@ class Corrupt:
         return self.reason == "torn"
 
 
-class Spool:
-    """One worker's writer. Appending is synchronous: one `writev` to the page cache, no lock and no disk sync."""
+class _Held:
+    """A frame that is to be written."""
 
-    def __init__(self, folder: Path, settings: SpoolSettings, metrics: Metrics) -> None:
+    __slots__ = ("exchange", "kind", "length", "parts")
+
+    def __init__(self, kind: Kind, exchange: str, parts: tuple[bytes, bytes], length: int) -> None:
+        self.kind = kind
+        self.exchange = exchange
+        self.parts = parts
+        self.length = length
+
+
+class Spool:
+    """One worker's writer. Writing is synchronous: `writev` to the page cache, no lock and no disk sync.
+
+    With an `outbox`, the frames that end the exchanges of one turn of the loop are one write, before anything is sent.
+    """
+
+    def __init__(self, folder: Path, settings: SpoolSettings, metrics: Metrics, outbox: Outbox | None = None) -> None:
         """Raises OSError when the folder cannot be made. A full disk is no reason not to start."""
         self._settings = settings
+        self._outbox = outbox
+        self._held: list[_Held] = []
+        self._held_size = 0
         self._metrics = metrics
         self._root = folder
         self._folder = folder / new_id()
@@ -109,6 +129,8 @@ class Spool:
         self._open_segment()
         self._in_flight = InFlight(self._folder / IN_FLIGHT, self._share(_BALLAST * 2))
         self._hold_ballast()
+        if outbox is not None:
+            outbox.before = self.commit
 
     @property
     def full(self) -> bool:
@@ -131,28 +153,52 @@ class Spool:
         return Kind.CLOSE if self.append(header | {"frame": Kind.OPEN}, request) else None
 
     def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
-        """Hand one frame to the kernel. False when there is no room for it; a lost exchange is counted by reason."""
-        kind = header.get("frame", Kind.WHOLE)
-        kept = self._append(kind, header, request, response)
-        if kind in _ENDS:
-            self._count += kept
-            self._in_flight.wipe(header["id"])
-        return kept
+        """Hand one frame to the kernel. False when there is no room for it; a lost exchange is counted by reason.
 
-    def _append(self, kind: Kind, header: dict[str, Any], request: bytes, response: Sequence[bytes]) -> bool:
+        The end of an exchange is handed over at the end of the turn where there is an outbox; its True says that there
+        should be room.
+        """
+        kind = header.get("frame", Kind.WHOLE)
+        exchange = header["id"]
         if self._total >= self._settings.max_total:
-            return self._lost(kind, "spool_full")
+            return self._lost(kind, exchange, "spool_full")
         if self._size >= self._settings.segment:
             self._rotate()
         if self._fd < 0 and not self._open_segment():
-            return self._lost(kind, "disk_full")
+            return self._lost(kind, exchange, "disk_full")
         parts, length = _frame(self._mark, orjson.dumps(header), request, response)
-        if not (self._write(parts, length) or (self._drop_ballast() and self._write(parts, length))):
-            return self._lost(kind, "disk_full")
-        self._size += length
+        self._held.append(_Held(kind, exchange, parts, length))
+        self._held_size += length
         self._total += length
-        self._dirty.set()
+        full = len(self._held) >= _MOST[0] or self._held_size >= _MOST[1]
+        if self._outbox is None or kind not in _ENDS or full:
+            return self.commit()
+        self._outbox.wake()
         return True
+
+    def commit(self) -> bool:
+        """Hand to the kernel what is held. False when there was no room for the last frame of it."""
+        if not self._held:
+            return True
+        frames, self._held, self._held_size = self._held, [], 0
+        if not (self._write(frames) or (self._drop_ballast() and self._write(frames))):
+            return [self._write_one(frame) for frame in frames][-1]
+        for frame in frames:
+            self._done(frame)
+        return True
+
+    def _write_one(self, frame: _Held) -> bool:
+        """The disk is full, but perhaps not for this one."""
+        if not self._write([frame]):
+            self._total -= frame.length
+            return self._lost(frame.kind, frame.exchange, "disk_full")
+        self._done(frame)
+        return True
+
+    def _done(self, frame: _Held) -> None:
+        if frame.kind in _ENDS:
+            self._count += 1
+            self._in_flight.wipe(frame.exchange)
 
     def pieces(self, call: dict[str, Any], kind: Kind, body: bytes, at: int) -> None:
         """A part of a large body as it passes, in frames of at most PIECE bytes; `at` is its offset in the body."""
@@ -196,6 +242,7 @@ class Spool:
 
     def close(self) -> None:
         """Let the shipper have everything."""
+        self.commit()
         self._tell()
         self._sync()
         self._in_flight.close()
@@ -208,7 +255,9 @@ class Spool:
         count, self._count = self._count, 0
         self._metrics.spooled(count)
 
-    def _lost(self, kind: Kind, reason: str) -> bool:
+    def _lost(self, kind: Kind, exchange: str, reason: str) -> bool:
+        if kind in _ENDS:
+            self._in_flight.wipe(exchange)
         if kind is not Kind.OPEN:  # without it, all is in the frame that ends the exchange
             what = "" if kind in _ENDS else "_feedback" if kind is Kind.FEEDBACK else "_piece"
             self._metrics.dropped(reason + what)
@@ -224,7 +273,13 @@ class Spool:
         for fd in finished:
             os.close(fd)
 
-    def _write(self, parts: Sequence[bytes], length: int) -> bool:
+    def _write(self, frames: Sequence[_Held]) -> bool:
+        """Whether all of them are written; otherwise none is."""
+        parts: list[bytes] = []
+        length = 0
+        for frame in frames:
+            parts += frame.parts
+            length += frame.length
         try:
             written = os.writev(self._fd, parts)
         except OSError as error:
@@ -233,9 +288,13 @@ class Spool:
                 log.error("spool: append failed", folder=str(self._folder), error=error.strerror)
         if written != length:
             os.ftruncate(self._fd, self._size)
-        return written == length
+            return False
+        self._size += length
+        self._dirty.set()
+        return True
 
     def _rotate(self) -> None:
+        self.commit()
         if self._size > HEAD:
             self._finished.append(self._fd)
             self._dirty.set()

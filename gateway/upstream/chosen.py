@@ -3,6 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any
 
+from gateway.outbox import Outbox
 from gateway.upstream import Reply, UpstreamRequest
 from gateway.upstream.direct import DirectUpstream
 from gateway.upstream.via_litellm import LitellmUpstream
@@ -15,8 +16,8 @@ __all__ = ["ChosenUpstream"]
 class ChosenUpstream:
     """An Upstream with a pool of its own; `providers` is shared by all of a worker, and closed by its owner."""
 
-    def __init__(self, providers: LitellmUpstream) -> None:
-        self._direct = DirectUpstream()
+    def __init__(self, providers: LitellmUpstream, outbox: Outbox | None = None) -> None:
+        self._direct = DirectUpstream(outbox)
         self._proxied = ProxiedUpstream()
         self._providers = providers
 

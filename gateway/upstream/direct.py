@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from gateway.errors import ConnectError, ConnectTimeout, UpstreamCut, UpstreamError, UpstreamTimeout
+from gateway.outbox import Outbox
 from gateway.upstream import UpstreamRequest
 from gateway.upstream.tls import Contexts, refusal
 from routing.proxies import port_of
@@ -23,6 +24,7 @@ IDLE_SECONDS: Final = 4.0  # below the 5 s after which uvicorn, and so vLLM, clo
 HIGH_WATER: Final = 256 * 1024  # bytes read ahead of a slow client before the upstream is paused
 MAX_IDLE: Final = 256  # connections kept for an origin
 MAX_AGE: Final = 60.0  # seconds that a connection is used for: by then a name may stand for another address
+SMALL: Final = 64 * 1024  # bytes of a request that are copied behind its head
 MAX_BARE: Final = 256 * 1024  # bytes of a reply on end that are none of its body: head, interim answers, trailers
 
 Origin = tuple[str, str, int, str]  # scheme, host, port, and the certificates that it is trusted by
@@ -40,10 +42,19 @@ class DirectUpstream:
     """A pool of connections by origin. One event loop, no locks.
 
     A name is resolved for each connection, its addresses are tried in turn. A connection is kept for `idle` seconds
-    after its last reply and for `age` seconds in all, so that a name whose address changes is followed.
+    after its last reply and for `age` seconds in all, so that a name whose address changes is followed. Requests leave
+    by `outbox`, with all that this turn of the loop sends.
     """
 
-    def __init__(self, *, resolve: Resolve = by_system, idle: float = IDLE_SECONDS, age: float = MAX_AGE) -> None:
+    def __init__(
+        self,
+        outbox: Outbox | None = None,
+        *,
+        resolve: Resolve = by_system,
+        idle: float = IDLE_SECONDS,
+        age: float = MAX_AGE,
+    ) -> None:
+        self.outbox = outbox or Outbox()
         self.idle_seconds, self.age = idle, age
         self._resolve = resolve
         self._idle: dict[Origin, deque[_Connection]] = {}
@@ -213,7 +224,7 @@ class _Connection:
             raise _Stale(sent=False)
         self._begin(timeouts)
         try:
-            self._transport.writelines(data)
+            self._send(self._transport, data)
             while self._reply is None:
                 if self._error is not None:
                     raise self._error
@@ -342,6 +353,12 @@ class _Connection:
         self._deadline = 0.0
 
     # -- inside
+
+    def _send(self, transport: asyncio.Transport, data: list[bytes]) -> None:
+        if len(data[1]) <= SMALL:
+            self.pool.outbox.put(transport, b"".join(data))
+        else:
+            transport.writelines(data)
 
     def _begin(self, timeouts: Timeouts) -> None:
         self._reply, self._error, self._headers, self._body_begun, self._bare = None, None, [], False, 0

@@ -7,9 +7,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.config import SpoolSettings
+from gateway.outbox import Outbox
+from gateway.spool import Spool
+from gateway.telemetry import Metrics
 from tests.gateway.fakes import ok, upstream
-from tests.gateway.faults import ask, disk_full, kill_workers, store_faults
+from tests.gateway.faults import ask, disk_full, kill_workers, small_disk, store_faults
 from tests.gateway.served import Served
+from tests.gateway.test_outbox import logged_ids
 from tests.ports import free_port
 from tests.postgres import running_postgres
 
@@ -61,6 +66,23 @@ async def test_a_full_disk_and_refuse(tmp_path: Path) -> None:
     assert found["full_ok"] + found["full_refused"] == 400
     assert found["dropped"] == 0
     assert found["logged"] == found["called_upstream"] == 10 + found["full_ok"]
+
+
+@pytest.mark.usefixtures("may_mount")
+async def test_a_disk_that_fills_up_within_a_turn_costs_what_does_not_fit(tmp_path: Path) -> None:
+    """The frames of a turn are one write; where that has no room, each is tried by itself."""
+    with small_disk(folder := tmp_path / "disk", "2m"):
+        spool = Spool(folder, SpoolSettings(), Metrics(), Outbox())
+        kept = [spool.append({"id": str(n)}, bytes(200_000)) for n in range(30)]
+        spool.commit()
+        found = logged_ids(folder)
+        assert 3 < len(found) < 12
+        assert len(found) == len(set(found))
+        assert not all(kept)
+        assert spool.append({"id": "small"}, b"")
+        spool.commit()
+        assert logged_ids(folder) == [*found, "small"]
+        spool.close()
 
 
 async def test_it_starts_and_serves_with_every_store_down(tmp_path: Path) -> None:
