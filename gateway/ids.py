@@ -7,6 +7,7 @@ from typing import Final
 __all__ = ["id_at", "new_id", "time_of"]
 
 
+_LAST: Final = 2**48 - 1  # milliseconds
 _AT_ONCE: Final = 256
 _ENTROPY: Final = 10  # bytes for an id
 _random: list[bytes] = []  # asked of the system for many ids at once: a system call for each would be half of its cost
@@ -21,8 +22,11 @@ def new_id() -> str:
 
 
 def id_at(stamp: int, entropy: bytes) -> str:
-    """The UUIDv7 of a Unix time in milliseconds and ten bytes, of which 74 bits count: equal for equal arguments."""
-    since, digits = f"{stamp:012x}", entropy.hex()
+    """The UUIDv7 of a Unix time in milliseconds and ten bytes, of which 74 bits count: equal for equal arguments.
+
+    A time before 1970 or after the year 10889, which no UUIDv7 can say, is the nearest that it can.
+    """
+    since, digits = min(max(stamp, 0), _LAST).to_bytes(6, "big").hex(), entropy.hex()
     return f"{since[:8]}-{since[8:]}-7{digits[:3]}-{'89ab'[entropy[9] & 3]}{digits[3:6]}-{digits[6:18]}"
 
 

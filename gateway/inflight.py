@@ -12,7 +12,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
-from zlib import crc32
+
+from isal.isal_zlib import crc32
 
 __all__ = ["MAGIC", "SLOT", "InFlight", "notes"]
 

@@ -123,6 +123,7 @@ class Relayed:
         connection = self._connection
         self._task = connection.loop.create_task(self._served())
         connection.tasks.add(self._task)
+        connection.outbox.expect()
 
     def left(self) -> None:
         """The client has gone: what is read from the upstream now is wasted money."""

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import orjson
 import structlog
+from isal.isal_zlib import crc32
 
 from gateway.config import SpoolSettings
 from gateway.ids import new_id
@@ -59,7 +59,8 @@ class Kind(StrEnum):
     FEEDBACK = "feedback"  # no piece of one: what was said about one, whole, under an id of its own
 
 
-_ENDS: Final = frozenset((Kind.WHOLE, Kind.CLOSE))
+_WHOLE: Final = Kind.WHOLE
+_CLOSE: Final = Kind.CLOSE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +150,8 @@ class Spool:
         A CLOSE goes on from here; a WHOLE has to repeat the request.
         """
         if self._total < self._settings.max_total and self._in_flight.note(header["id"], orjson.dumps(header), request):
-            return Kind.WHOLE
-        return Kind.CLOSE if self.append(header | {"frame": Kind.OPEN}, request) else None
+            return _WHOLE
+        return _CLOSE if self.append(header | {"frame": Kind.OPEN}, request) else None
 
     def append(self, header: dict[str, Any], request: bytes, response: Sequence[bytes] = ()) -> bool:
         """Hand one frame to the kernel. False when there is no room for it; a lost exchange is counted by reason.
@@ -158,7 +159,7 @@ class Spool:
         The end of an exchange is handed over at the end of the turn where there is an outbox; its True says that there
         should be room.
         """
-        kind = header.get("frame", Kind.WHOLE)
+        kind = header.get("frame", _WHOLE)
         exchange = header["id"]
         if self._total >= self._settings.max_total:
             return self._lost(kind, exchange, "spool_full")
@@ -171,7 +172,7 @@ class Spool:
         self._held_size += length
         self._total += length
         full = len(self._held) >= _MOST[0] or self._held_size >= _MOST[1]
-        if self._outbox is None or kind not in _ENDS or full:
+        if self._outbox is None or not _ends(kind) or full:
             return self.commit()
         self._outbox.wake()
         return True
@@ -196,7 +197,7 @@ class Spool:
         return True
 
     def _done(self, frame: _Held) -> None:
-        if frame.kind in _ENDS:
+        if _ends(frame.kind):
             self._count += 1
             self._in_flight.wipe(frame.exchange)
 
@@ -256,10 +257,10 @@ class Spool:
         self._metrics.spooled(count)
 
     def _lost(self, kind: Kind, exchange: str, reason: str) -> bool:
-        if kind in _ENDS:
+        if _ends(kind):
             self._in_flight.wipe(exchange)
         if kind is not Kind.OPEN:  # without it, all is in the frame that ends the exchange
-            what = "" if kind in _ENDS else "_feedback" if kind is Kind.FEEDBACK else "_piece"
+            what = "" if _ends(kind) else "_feedback" if kind is Kind.FEEDBACK else "_piece"
             self._metrics.dropped(reason + what)
         return False
 
@@ -417,6 +418,11 @@ def _resume(rest: bytes, mark: bytes) -> int:
                 return at
         at = rest.find(mark, at + 1)
     return 0
+
+
+def _ends(kind: Kind) -> bool:
+    """Whether the frame is an exchange's last."""
+    return kind is _WHOLE or kind is _CLOSE
 
 
 def _frame(mark: bytes, head: bytes, request: bytes, response: Sequence[bytes]) -> tuple[tuple[bytes, bytes], int]:

@@ -24,6 +24,9 @@ __all__ = ["Downstream", "Inbound", "Mirroring", "Sink", "Tee", "log_header", "r
 
 _END_MARKS: Final = (b"data: [DONE]", b"data:[DONE]", b'"type":"response.completed"')
 _CARRY: Final = 32
+_OK: Final = Outcome.OK
+_INCUMBENT: Final = Arm.INCUMBENT
+_WHOLE: Final = Kind.WHOLE
 DEFAULT: Final = "default"
 
 
@@ -156,7 +159,7 @@ class Tee:
         self.tags = tags
         self.decision = decision
         self.target: Target | None = None
-        self.arm = Arm.INCUMBENT
+        self.arm = _INCUMBENT
         self.status = 0
         self.encoding = ""
         self.stream = False
@@ -169,7 +172,7 @@ class Tee:
         self._metrics = metrics
         self._redactor = redactor
         self._logged: dict[str, Any] = {}  # what the log has of the call from its beginning
-        self._end_with = Kind.WHOLE
+        self._end_with = _WHOLE
         self._chunks: list[bytes] = []
         self._held = 0  # bytes in `_chunks`
         self._spooled = 0  # bytes of the reply that are in the spool already
@@ -186,7 +189,7 @@ class Tee:
         if hidden:
             header = header | _masked_fields(header, self._redactor)
         kind = self._sink.begin(header, b"" if hidden else self._request())
-        self._end_with = kind or Kind.WHOLE
+        self._end_with = kind or _WHOLE
         return kind is not None
 
     def head(self, target: Target, arm: Arm, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -220,19 +223,22 @@ class Tee:
             self.leave()
         now = time.perf_counter()
         own = self.target is None or self.target is self.decision.target
-        wanted = self.decision.mirrors if outcome is Outcome.OK and own else ()
+        wanted = self.decision.mirrors if outcome is _OK and own else ()
         fates = [(mirror, self._mirrors.reserve(mirror)) for mirror in wanted]
         header = self._header(outcome, error, now)
         if self.call.trace is not None:
             self.call.trace.end_log(header)
-        header["mirror"] = fates[0][1] if fates else MirrorFate.NONE
-        header["frame"] = kind = self._end_with
+        if fates:
+            header["mirror"] = fates[0][1]
+        kind = self._end_with
+        if kind is not _WHOLE:
+            header["frame"] = kind
         privacy = self.decision.route.privacy
         if privacy.before_spool:
             header["frame"] = Kind.WHOLE
             record_masked(self._sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self._redactor)
         else:
-            self._sink.append(header, self._request() if kind is Kind.WHOLE else b"", self._chunks)
+            self._sink.append(header, self._request() if kind is _WHOLE else b"", self._chunks)
         if (account := self.call.account) is not None and account.key.metered:
             self._charge(account)
         self._chunks = []
@@ -276,23 +282,32 @@ class Tee:
         return self.call.body[self.call.spooled :] if self.call.spooled else self.call.body
 
     def _header(self, outcome: Outcome, error: str, now: float) -> dict[str, Any]:
-        call, decision, target = self.call, self.decision, self.target
-        return self._logged | {
-            "model": target.name if target else "",
-            "provider": target.model.provider if target else "",
-            "arm": self.arm,
-            "outcome": outcome,
-            "status": self.status,
-            "stream": self.stream,
-            "latency_ms": _milliseconds(now - call.received),
-            "ttft_ms": _milliseconds(self._first - call.received) if self._first else None,
-            "rollout": decision.rollout,
-            "error": error,
-            "breaker": decision.breaker,
-            "attempts": [asdict(attempt) for attempt in self.attempts],
-            "encoding": self.encoding,
-            "price": rates(target.model.price) if target else None,
-        }
+        """What the log has of the call from its beginning, and what its end adds."""
+        call, decision, target, header = self.call, self.decision, self.target, self._logged
+        header["arm"] = self.arm
+        header["outcome"] = outcome
+        header["status"] = self.status
+        header["latency_ms"] = _milliseconds(now - call.received)
+        if self._first:
+            header["ttft_ms"] = _milliseconds(self._first - call.received)
+        if target is not None:
+            header["model"] = target.name
+            header["provider"] = target.model.provider
+            if target.model.price is not None:
+                header["price"] = rates(target.model.price)
+        if self.stream:
+            header["stream"] = True
+        if self.encoding:
+            header["encoding"] = self.encoding
+        if self.attempts:
+            header["attempts"] = [asdict(attempt) for attempt in self.attempts]
+        if decision.rollout:
+            header["rollout"] = decision.rollout
+        if decision.breaker:
+            header["breaker"] = decision.breaker
+        if error:
+            header["error"] = error
+        return header
 
 
 def _milliseconds(seconds: float) -> float:
@@ -301,7 +316,7 @@ def _milliseconds(seconds: float) -> float:
 
 
 def log_header(call: Inbound, tags: Tags, decision: Decision | None, pii: Pii = "off") -> dict[str, Any]:
-    """What the log keeps of a call, whatever becomes of it.
+    """What the log keeps of a call, whatever becomes of it; what is not there is as an Exchange has it by default.
 
     A call that names a workload which routing.yaml does not have yet takes the default route under its own name.
     """
@@ -311,11 +326,14 @@ def log_header(call: Inbound, tags: Tags, decision: Decision | None, pii: Pii = 
         "id": call.id,
         "timestamp": call.timestamp,
         "workload_id": routed if routed != DEFAULT else tags.workload or DEFAULT,
-        "client_id": tags.client,
-        "session_id": tags.session,
         "path": call.path,
-        "pii": pii if pii != "off" else "",
     }
+    if tags.client:
+        header["client_id"] = tags.client
+    if tags.session:
+        header["session_id"] = tags.session
+    if pii != "off":
+        header["pii"] = pii
     if call.trace is not None:
         call.trace.begin_log(header)
     if call.passed_on:
@@ -341,7 +359,7 @@ def record_masked(
 
 
 def _masked_fields(header: dict[str, Any], redactor: Redactor) -> dict[str, Any]:
-    ids = {name: redactor.tag(header[name]) for name in ("client_id", "session_id")}
+    ids = {name: redactor.tag(header.get(name, "")) for name in ("client_id", "session_id")}
     told = {"error": header.get("error", ""), "attempts": header.get("attempts", [])}
     masked: dict[str, Any] = redactor.mask(told)[0]
     return ids | masked

@@ -135,7 +135,9 @@ class Tracing:
         if parent and (found := _PARENT.fullmatch(parent)) is not None and (not found[5] or found[1] != b"00"):
             return self._below(found, state)
         number = getrandbits(128) or 1
-        return Trace(f"{number:032x}", (number & _LOWER) < self._bound, _BOTH if parent or state else None)
+        return Trace(
+            number.to_bytes(16, "big").hex(), (number & _LOWER) < self._bound, _BOTH if parent or state else None
+        )
 
     def _below(self, found: re.Match[bytes], state: bytes) -> Trace:
         flags = int(found[4], 16) & _KNOWN_FLAGS

@@ -1,6 +1,6 @@
 """Which target serves a call: match(table, asked) -> Matched and choose(table, call) -> Decision. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 
@@ -10,7 +10,7 @@ from routing.decision import Call, Decision, Matched
 from routing.matching import Asked
 from routing.targets import MirrorTarget, Part, Plan, Route, RouteTable, Target
 
-__all__ = ["Call", "Decision", "Matched", "choose", "match", "share_of"]
+__all__ = ["Call", "Decision", "Matched", "choose", "match", "named", "share_of"]
 
 _TWO_64 = 2.0**64
 
@@ -20,19 +20,26 @@ def share_of(text: str) -> float:
     return int.from_bytes(sha256(text.encode()).digest()[:8]) / _TWO_64
 
 
+def named(table: RouteTable, headers: Mapping[str, str], metadata: Mapping[str, str]) -> Matched | None:
+    """The route that a request names itself; `headers` has lower-case names."""
+    plans = table.plans
+    if (name := headers.get("x-workload-id")) and name in plans:
+        return Matched(plans[name].route, "header")
+    if (name := metadata.get("workload_id")) and name in plans:
+        return Matched(plans[name].route, "metadata")
+    return None
+
+
 def match(table: RouteTable, asked: Asked, default_workload: str = "") -> Matched:
     """The route of a request: what it names, else what its key names, else the first rule that holds, else the default.
 
     `default_workload` is the one of the API key, or "". A name that no workload has is passed over: an app that is
     tagged before its workload is written down is served all the same.
     """
-    plans = table.plans
-    if (name := asked.headers.get("x-workload-id")) and name in plans:
-        return Matched(plans[name].route, "header")
-    if (name := asked.metadata.get("workload_id")) and name in plans:
-        return Matched(plans[name].route, "metadata")
-    if default_workload and default_workload in plans:
-        return Matched(plans[default_workload].route, "key")
+    if (found := named(table, asked.headers, asked.metadata)) is not None:
+        return found
+    if default_workload and default_workload in table.plans:
+        return Matched(table.plans[default_workload].route, "key")
     position = table.matching.first(asked)
     if position is not None:
         return Matched(table.matchers[position], "rule")

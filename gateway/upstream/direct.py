@@ -379,6 +379,7 @@ class _Connection:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+            self.pool.outbox.expect()
 
     def _fail(self, error: UpstreamError) -> None:
         if self._error is None:

@@ -331,3 +331,10 @@ async def _tell(served: Served, load: Load, given_ids: dict[str, str]) -> None:
                     reply = await client.post(PATH, json={"exchange_id": about, "rating": "up"})
                     given_ids[reply.json()["id"]] = about
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "said"), [(-5, 0.0), (0, 0.0), (1_763_712_000_123, 1_763_712_000.123), (2**60, (2**48 - 1) / 1000)]
+)
+def test_an_ids_time_is_the_nearest_that_it_can_say(stamp: int, said: float) -> None:
+    assert time_of(id_at(stamp, bytes(10))) == said

@@ -44,22 +44,64 @@ async def test_a_turns_bytes_leave_in_order_at_its_end() -> None:
     outbox = Outbox()
     outbox.before = lambda: told.append("before")
     one, two = Wire(told), Wire(told)
+    outbox.expect()
+    outbox.expect()
     outbox.put(one, b"1")
     outbox.put(two, b"2")
     outbox.put(one, b"3")
     assert told == []
     await turn()
     assert told == ["before", b"1", b"2", b"3"]
-    outbox.put(two, b"4")
+
+
+async def test_who_is_alone_does_not_wait() -> None:
+    told: list[object] = []
+    outbox, wire = Outbox(), Wire(told)
+    outbox.put(wire, b"1")
+    outbox.expect()
+    outbox.put(wire, b"2")
+    assert told == [b"1", b"2"]
+
+
+async def test_who_had_nothing_to_send_is_not_waited_for_again() -> None:
+    told: list[object] = []
+    outbox, wire = Outbox(), Wire(told)
+    outbox.expect()
+    outbox.expect()
+    outbox.put(wire, b"1")
+    assert told == []
     await turn()
-    assert told[4:] == ["before", b"4"]
+    outbox.expect()
+    outbox.put(wire, b"2")
+    assert told == [b"1", b"2"]
+
+
+async def test_who_is_woken_while_bytes_wait_is_expected_in_the_next_turn() -> None:
+    """The loop reads from sockets between two turns, and what waits is sent at the beginning of the second."""
+    told: list[object] = []
+    outbox, wire = Outbox(), Wire(told)
+    outbox.expect()
+    outbox.expect()
+    outbox.put(wire, b"1")
+    outbox.expect()
+    outbox.expect()
+    await turn()
+    assert told == [b"1"]
+    outbox.put(wire, b"2")
+    outbox.put(wire, b"3")
+    assert told == [b"1"]
+    await turn()
+    assert told == [b"1", b"2", b"3"]
 
 
 async def test_a_flush_sends_what_waits_once() -> None:
     """Before a connection is closed."""
     told: list[object] = []
     outbox, wire = Outbox(), Wire(told)
+    outbox.expect()
+    outbox.expect()
     outbox.put(wire, b"last")
+    assert told == []
     outbox.flush()
     wire.close()
     assert told == [b"last"]
@@ -70,6 +112,8 @@ async def test_a_flush_sends_what_waits_once() -> None:
 async def test_what_is_for_a_closed_connection_goes_nowhere() -> None:
     told: list[object] = []
     outbox, gone, here = Outbox(), Wire(told), Wire(told)
+    for _ in range(3):
+        outbox.expect()
     outbox.put(gone, b"lost")
     outbox.put(here, b"kept")
     gone.close()
@@ -81,6 +125,8 @@ async def test_much_does_not_wait() -> None:
     """So that the transport can say that its reader is slow."""
     told: list[object] = []
     outbox, wire = Outbox(), Wire(told)
+    for _ in range(9):
+        outbox.expect()
     for _ in range(5):
         outbox.put(wire, bytes(64 * 1024))
     assert len(told) == 5
@@ -91,6 +137,8 @@ async def test_exchanges_are_in_the_log_before_anything_of_their_turn_is_sent(tm
     outbox, told = Outbox(), list[object]()
     spool = Spool(tmp_path, SpoolSettings(), Metrics(), outbox)
     (table,) = tmp_path.glob(f"*/{IN_FLIGHT}")
+    for _ in range(3):
+        outbox.expect()
     wire = Wire(told, look=lambda: (logged_ids(tmp_path), list(notes(table))))
     for name in "ab":
         assert spool.begin({"id": name}, b"ask") is Kind.WHOLE
