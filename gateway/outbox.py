@@ -8,7 +8,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 __all__ = ["Outbox"]
+
+log = structlog.get_logger(__name__)
 
 _MOST: Final = 256 * 1024  # bytes; more do not wait, so that a slow reader is noticed
 
@@ -51,12 +55,17 @@ class Outbox:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def flush(self) -> None:
-        """Send at once what waits. What is for a connection that has closed since goes nowhere."""
+        """Send at once what waits. What is for a connection that has closed since goes nowhere; one fails by itself."""
         self.before()
         waiting, self._waiting, self._size = self._waiting, [], 0
         for transport, data in waiting:
-            if not transport.is_closing():
+            if transport.is_closing():
+                continue
+            try:
                 transport.write(data)
+            except Exception:
+                log.exception("a connection could not be written to")
+                transport.abort()
 
     def _turn(self) -> None:
         self._awake = False

@@ -28,6 +28,8 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    abort = close
+
 
 def logged_ids(folder: Path) -> list[str]:
     """The exchanges in a spool's segments."""
@@ -119,6 +121,19 @@ async def test_what_is_for_a_closed_connection_goes_nowhere() -> None:
     gone.close()
     await turn()
     assert told == [b"kept"]
+
+
+async def test_a_connection_that_fails_costs_no_other_its_bytes() -> None:
+    """What asyncio's transports raise that were told of an end before."""
+    told: list[object] = []
+    outbox, broken, here = Outbox(), Wire(told, look=lambda: 1 // 0), Wire(told)
+    for _ in range(3):
+        outbox.expect()
+    outbox.put(broken, b"lost")
+    outbox.put(here, b"kept")
+    await turn()
+    assert told == [b"kept"]
+    assert broken.closed
 
 
 async def test_much_does_not_wait() -> None:
