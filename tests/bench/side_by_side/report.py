@@ -121,6 +121,7 @@ def goals(details: Mapping[str, JSON]) -> list[Goal]:
         Goal(what="requests/s, times Portkey's", value=rate("portkey"), least=15),
         Goal(what="requests/s, times vllm-router's", value=rate("vllm-router"), least=1),
         Goal(what="requests/s, times sglang-router's", value=rate("sglang-router"), least=1),
+        Goal(what="requests/s, times ours without the log", value=rate("understudy-nolog"), least=0.85),
         Goal(what="added p50, ms", value=_worse(mine, "added_{}_p50_ms"), most=0.3),
         Goal(what="added p99, ms", value=_worse(mine, "added_{}_p99_ms"), most=1),
         Goal(what="added time to first token p50, ms", value=_worse(mine, "added_first_token_{}_p50_ms"), most=0.3),
