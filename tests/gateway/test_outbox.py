@@ -36,6 +36,14 @@ def logged_ids(folder: Path) -> list[str]:
     return [frame.header["id"] for path in sorted(folder.glob("*/*.seg")) for frame in read_frames(path)]
 
 
+def busy() -> Outbox:
+    """One of a turn in which others are to run as well, so that nothing leaves before its end."""
+    outbox = Outbox()
+    for _ in range(9):
+        outbox.expect()
+    return outbox
+
+
 async def turn() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -99,9 +107,7 @@ async def test_who_is_woken_while_bytes_wait_is_expected_in_the_next_turn() -> N
 async def test_a_flush_sends_what_waits_once() -> None:
     """Before a connection is closed."""
     told: list[object] = []
-    outbox, wire = Outbox(), Wire(told)
-    outbox.expect()
-    outbox.expect()
+    outbox, wire = busy(), Wire(told)
     outbox.put(wire, b"last")
     assert told == []
     outbox.flush()
@@ -113,9 +119,7 @@ async def test_a_flush_sends_what_waits_once() -> None:
 
 async def test_what_is_for_a_closed_connection_goes_nowhere() -> None:
     told: list[object] = []
-    outbox, gone, here = Outbox(), Wire(told), Wire(told)
-    for _ in range(3):
-        outbox.expect()
+    outbox, gone, here = busy(), Wire(told), Wire(told)
     outbox.put(gone, b"lost")
     outbox.put(here, b"kept")
     gone.close()
@@ -126,9 +130,7 @@ async def test_what_is_for_a_closed_connection_goes_nowhere() -> None:
 async def test_a_connection_that_fails_costs_no_other_its_bytes() -> None:
     """What asyncio's transports raise that were told of an end before."""
     told: list[object] = []
-    outbox, broken, here = Outbox(), Wire(told, look=lambda: 1 // 0), Wire(told)
-    for _ in range(3):
-        outbox.expect()
+    outbox, broken, here = busy(), Wire(told, look=lambda: 1 // 0), Wire(told)
     outbox.put(broken, b"lost")
     outbox.put(here, b"kept")
     await turn()
@@ -139,9 +141,7 @@ async def test_a_connection_that_fails_costs_no_other_its_bytes() -> None:
 async def test_much_does_not_wait() -> None:
     """So that the transport can say that its reader is slow."""
     told: list[object] = []
-    outbox, wire = Outbox(), Wire(told)
-    for _ in range(9):
-        outbox.expect()
+    outbox, wire = busy(), Wire(told)
     for _ in range(5):
         outbox.put(wire, bytes(64 * 1024))
     assert len(told) == 5
@@ -149,11 +149,9 @@ async def test_much_does_not_wait() -> None:
 
 async def test_exchanges_are_in_the_log_before_anything_of_their_turn_is_sent(tmp_path: Path) -> None:
     """And their notes are wiped only then: whenever the worker is killed, one of the two is there."""
-    outbox, told = Outbox(), list[object]()
+    outbox, told = busy(), list[object]()
     spool = Spool(tmp_path, SpoolSettings(), Metrics(), outbox)
     (table,) = tmp_path.glob(f"*/{IN_FLIGHT}")
-    for _ in range(3):
-        outbox.expect()
     wire = Wire(told, look=lambda: (logged_ids(tmp_path), list(notes(table))))
     for name in "ab":
         assert spool.begin({"id": name}, b"ask") is Kind.WHOLE
