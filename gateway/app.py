@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 
 from gateway.breaker import Breakers
@@ -34,6 +33,7 @@ from gateway.telemetry import Metrics, exposition
 from gateway.tracing import tracing_of
 from gateway.upstream.chosen import ChosenUpstream
 from gateway.upstream.via_litellm import LitellmUpstream
+from gateway.versions import Versions, board_of
 from routing.store import Rollouts, connect
 
 __all__ = ["build"]
@@ -42,18 +42,18 @@ __all__ = ["build"]
 def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink | None = None) -> Endpoints:
     """Wire a worker; `spool` instead of one of its own.
 
-    Without `shared_metrics` it has no parent (gateway.serve) that publishes the rules, and does so itself.
+    Without `shared_metrics` it has no parent (gateway.serve) that publishes the rules and asks the database, and does
+    so itself.
     Raises RulesError for a wrong routing.yaml and OSError when the data folder cannot be used.
     """
     for folder in (settings.spool_dir, settings.run_dir):
         folder.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()
     engine = connect(settings.database)
-    publisher = Publisher(settings) if shared_metrics is None else None
-    if publisher is not None:
-        publisher.start()
-    snapshot = Snapshot(settings, Rollouts(engine), metrics)
-    gate = _gate(settings, engine, snapshot)
+    publisher, board = (_published(settings), None) if shared_metrics is None else (None, board_of(settings))
+    versions = Versions(engine, poll=settings.gateway.overlay_poll, board=board)
+    snapshot = Snapshot(settings, Rollouts(engine), versions, metrics)
+    gate = _gate(settings, Keys(engine), versions, snapshot)
     outbox = Outbox()
     spool = spool or Spool(settings.spool_dir, settings.spool, metrics, outbox)
     upstream = ChosenUpstream(providers := LitellmUpstream(), outbox)
@@ -109,10 +109,16 @@ def build(settings: Settings, *, shared_metrics: Path | None = None, spool: Sink
     )
 
 
-def _gate(settings: Settings, engine: AsyncEngine, snapshot: Snapshot) -> Gate | None:
+def _published(settings: Settings) -> Publisher:
+    publisher = Publisher(settings)
+    publisher.start()
+    return publisher
+
+
+def _gate(settings: Settings, keys: Keys, versions: Versions, snapshot: Snapshot) -> Gate | None:
     if not settings.gateway.authenticates:
         return None
-    ring = Keyring(Keys(engine), settings.run_dir / "keys.json")
+    ring = Keyring(keys, settings.run_dir / "keys.json", version=versions.of_keys)
     return Gate(ring, Limits(settings.run_dir / "limits"), snapshot.problems)
 
 

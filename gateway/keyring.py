@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -32,8 +32,17 @@ class Keyring:
     slow never brings a revoked key back.
     """
 
-    def __init__(self, keys: Keys, cache: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        cache: Path,
+        *,
+        version: Callable[[], Awaitable[int]] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`version` tells whether there is something new, instead of the database."""
         self._store = keys
+        self._ask = version or keys.version
         self._cache = cache
         self._clock = clock
         self._version: int | None = None
@@ -46,7 +55,7 @@ class Keyring:
         A version counts as taken in when it is on disk as well: a full disk is tried again.
         """
         asked_at = self._clock()
-        version = await self._store.version()
+        version = await self._ask()
         if version == self._version:
             return False
         self.keys = found = list(await self._store.unrevoked())

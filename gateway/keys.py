@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import JSON, BigInteger, Column, Float, Integer, Row, String, Table, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,7 +15,7 @@ from routing.audit_store import append
 from routing.errors import NotFound
 from routing.tables import metadata, reading, writing
 
-__all__ = ["Kept", "Keys", "approver", "client_keys"]
+__all__ = ["KEYS_VERSION", "Kept", "Keys", "approver", "client_keys"]
 
 client_keys = Table(
     "client_keys",
@@ -36,6 +36,9 @@ client_keys = Table(
     Column("revoked_by", String(255)),
 )
 
+# A key is made and perhaps revoked, never changed or deleted otherwise: so the number of these events is a version.
+KEYS_VERSION: Final = select(func.count() + func.count(client_keys.c.revoked_at)).scalar_subquery()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
@@ -55,10 +58,7 @@ class Kept:
 
 
 class Keys:
-    """The keys of one control database. Owns nothing: the engine is the caller's. Methods raise Unavailable.
-
-    A key is made and perhaps revoked, never changed or deleted otherwise: so the number of these events is a version.
-    """
+    """The keys of one control database. Owns nothing: the engine is the caller's. Methods raise Unavailable."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -118,9 +118,8 @@ class Keys:
 
     async def version(self) -> int:
         """Grows with every key that is made or revoked: one small query, to poll."""
-        events = func.count() + func.count(client_keys.c.revoked_at)
         async with reading(self._engine) as connection:
-            return int((await connection.execute(select(events).select_from(client_keys))).scalar_one())
+            return int((await connection.execute(select(KEYS_VERSION))).scalar_one())
 
     async def unrevoked(self) -> Sequence[Key]:
         """Those that have not been revoked; some may have expired."""

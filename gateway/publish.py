@@ -18,7 +18,6 @@ from routing.packed import pack, unpack
 from routing.rules import Rules, load
 
 __all__ = [
-    "LOOK",
     "Published",
     "Publisher",
     "published_at",
@@ -30,7 +29,7 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-LOOK: Final = 0.05  # seconds between two looks at a file
+_LOOK: Final = 0.05  # seconds between two looks at a file
 
 
 class Published(msgspec.Struct, array_like=True, frozen=True):
@@ -81,13 +80,14 @@ class Publisher:
         """Look for changes for ever."""
         while True:
             try:
-                await asyncio.to_thread(self.look)
+                if signature_of(self._file) != self._taken:
+                    await asyncio.to_thread(self.look)
                 self._failing = ""
             except OSError as error:
                 if self._failing != str(error):
                     log.error("a change of routing.yaml cannot be published; trying again", error=str(error))
                 self._failing = str(error)
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(_LOOK)
 
     def look(self) -> None:
         """Publish a changed file once it was the same at two looks. Raises OSError where that cannot be written."""

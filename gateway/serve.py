@@ -1,4 +1,4 @@
-"""The gateway's parent process: opens the socket, keeps workers and shipper running, publishes the rules to them."""
+"""The gateway's parent process: opens the socket, keeps workers and shipper running, tells them what has changed."""
 
 import asyncio
 import os
@@ -16,6 +16,7 @@ from gateway.supervise import Child, Supervisor, gateway_process, stop_on_signal
 from gateway.tasks import Tasks
 from gateway.tell import is_told
 from gateway.upstream.via_litellm import installed, missing
+from gateway.versions import Announcer
 from routing.proxies import peer_of
 from routing.targets import Model
 
@@ -31,6 +32,7 @@ async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     publisher = Publisher(settings)
     rules = publisher.start()
+    announcer = Announcer(settings)
     stop = stop_on_signals(watch_fd)
     listener = await _listen(settings)
     host, port = listener.getsockname()[:2]
@@ -61,6 +63,7 @@ async def serve(settings: Settings, *, config: Path | None = None, watch_fd: int
     tasks = Tasks()
     tasks.spawn("upstreams", _say_what_is_missing(list(rules.table.models.values())))
     tasks.spawn("rules", publisher.run())
+    tasks.spawn("versions", announcer.run())
     try:
         await _run(workers, readers, stop, settings.gateway.drain + 5, listener)
     finally:

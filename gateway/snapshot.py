@@ -10,16 +10,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.config import Settings, environment
-from gateway.publish import (
-    LOOK,
-    Published,
-    published_at,
-    read_published,
-    replace_file,
-    signature_of,
-    without_collecting,
-)
+from gateway.publish import Published, published_at, read_published, replace_file, signature_of, without_collecting
+from gateway.tasks import beat
 from gateway.telemetry import Metrics
+from gateway.versions import PATIENCE, Versions
 from routing.codec import overlay_from_dict, overlay_to_dict
 from routing.errors import RoutingError
 from routing.packed import unpack
@@ -31,8 +25,6 @@ __all__ = ["Snapshot"]
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE = 20  # polls that a database may take to answer
-
 
 class Snapshot:
     """Holds `table`. A wrong routing.yaml, or a dead database, changes nothing; `problems` tells of them.
@@ -42,11 +34,12 @@ class Snapshot:
     database are followed each on its own: a database that hangs holds up no change of the file.
     """
 
-    def __init__(self, settings: Settings, rollouts: Rollouts, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, rollouts: Rollouts, versions: Versions, metrics: Metrics) -> None:
         """Raises RulesError or OSError where nothing of use was published."""
         self._published = published_at(settings)
         self._cache = settings.run_dir / "overlays.json"
         self._rollouts = rollouts
+        self._versions = versions
         self._metrics = metrics
         self._poll = settings.gateway.overlay_poll
         self._swapping = asyncio.Lock()
@@ -71,19 +64,19 @@ class Snapshot:
     async def _follow(self, refresh: Callable[[], Awaitable[None]]) -> None:
         while True:
             await refresh()
-            await asyncio.sleep(self._poll)
+            await self._versions.pause()
 
     async def _follow_rules(self) -> None:
         while True:
             signature = signature_of(self._published)
             if signature not in (self._signature, ()):
                 await self._take_rules(signature)
-            await asyncio.sleep(LOOK)
+            await beat()
 
     async def _follow_overlays(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._poll * _PATIENCE):
+                async with asyncio.timeout(self._poll * PATIENCE):
                     await self._take_overlays()
                 self._solved("database")
             except TimeoutError:
@@ -92,7 +85,7 @@ class Snapshot:
                 self._problem("database", str(error).partition("\n")[0])
             if self._kept is not self._overlays:
                 await asyncio.to_thread(self._keep, self._overlays)
-            await asyncio.sleep(self._poll)
+            await self._versions.pause()
 
     async def _take_rules(self, signature: tuple[int, ...]) -> None:
         try:
@@ -107,7 +100,7 @@ class Snapshot:
         self._signature = signature
 
     async def _take_overlays(self) -> None:
-        if await self._rollouts.overlay_version() == self._version:
+        if await self._versions.of_overlays() == self._version:
             return
         version, overlays = await self._rollouts.current_overlays()
         async with self._swapping:

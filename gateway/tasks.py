@@ -2,15 +2,25 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
-__all__ = ["Tasks"]
+__all__ = ["BEAT", "Tasks", "beat"]
 
 log = structlog.get_logger(__name__)
 
+BEAT: Final = 0.1  # seconds
 _PATIENCE = 0.5  # seconds between two cancellations
+
+
+async def beat() -> None:
+    """Sleep until the next tenth of a second, as everybody here does who looks for changes.
+
+    To wake an idle process costs more than most of them do then, and whoever calls in that moment waits for it.
+    """
+    rest = BEAT - asyncio.get_running_loop().time() % BEAT
+    await asyncio.sleep(rest if rest > BEAT / 10 else rest + BEAT)  # a timer may have gone off a little early
 
 
 class Tasks:

@@ -4,7 +4,6 @@ What each call counts is counted in plain memory, and told to the library ten ti
 share is a file, and five of them written a call would cost 14 us.
 """
 
-import asyncio
 import logging
 import sys
 from bisect import bisect_right
@@ -21,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from gateway.config import environment
 from gateway.errors import ConfigError
 from gateway.signals import signals_of
+from gateway.tasks import beat
 
 __all__ = ["Metrics", "ShipMetrics", "TellMetrics", "configure_logging", "exposition", "registry_of"]
 
@@ -48,7 +48,6 @@ _SECONDS = (
 
 
 _HEADER_BYTES = 900  # of an exchange's two frames, beside its bodies
-_FLUSH = 0.1  # seconds
 
 
 class _Times:
@@ -59,6 +58,8 @@ class _Times:
 
     def tell(self, histogram: Any) -> None:
         """The library takes one observation at a time; what it adds them to takes sums."""
+        if not self.seen:
+            return
         seen, self.seen = sorted(self.seen), []
         below = 0
         for bucket, bound in zip(histogram._buckets, (*_SECONDS, inf), strict=True):
@@ -66,8 +67,7 @@ class _Times:
             if upto > below:
                 bucket.inc(upto - below)
                 below = upto
-        if seen:
-            histogram._sum.inc(sum(seen))
+        histogram._sum.inc(sum(seen))
 
 
 class Metrics:
@@ -125,7 +125,7 @@ class Metrics:
         """Flush, for ever, and at the end."""
         try:
             while True:
-                await asyncio.sleep(_FLUSH)
+                await beat()
                 self.flush()
         finally:
             self.flush()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -39,9 +39,12 @@ from routing.rollout import (
 from routing.tables import connect, overlays, reading, rollout_history, rollouts, writing
 from routing.targets import Overlay, Ref
 
-__all__ = ["Entry", "Rollouts", "connect"]
+__all__ = ["OVERLAY_VERSION", "Entry", "Rollouts", "connect"]
 
 JSON = dict[str, Any]
+
+# Rows are only ever added; counting sees each commit, in whatever order the commits came.
+OVERLAY_VERSION: Final = select(func.count()).select_from(overlays).scalar_subquery()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,8 +277,7 @@ async def _cooldown(
 
 
 async def _version(connection: AsyncConnection) -> int:
-    """Rows are only ever added; counting sees each commit, in whatever order the commits came."""
-    return int((await connection.execute(select(func.count()).select_from(overlays))).scalar_one())
+    return int((await connection.execute(select(OVERLAY_VERSION))).scalar_one())
 
 
 async def _load(connection: AsyncConnection, rollout_id: str) -> Rollout:

@@ -19,6 +19,7 @@ from gateway.config import Settings
 from gateway.publish import Publisher, signature_of
 from gateway.snapshot import Snapshot
 from gateway.telemetry import Metrics
+from gateway.versions import Versions
 from routing.rules import parse
 from routing.store import Rollouts, connect
 from tests.gateway.served import Served
@@ -54,12 +55,13 @@ async def longest_hold(folder: Path) -> float:
     settings = Settings(data_dir=folder, routing_file=folder / "routing.yaml")
     settings.run_dir.mkdir(exist_ok=True)
     engine = connect(settings.database)
+    rollouts, versions = Rollouts(engine), Versions(engine, poll=settings.gateway.overlay_poll)
     longest = []
     for edition in range(ROUNDS):
         settings.routing_file.write_text(routing(2 * edition))
         publisher = Publisher(settings)
         publisher.start()
-        snapshot = Snapshot(settings, Rollouts(engine), Metrics())
+        snapshot = Snapshot(settings, rollouts, versions, Metrics())
         before = snapshot.table.snapshot
         settings.routing_file.write_text(routing(2 * edition + 1))
         publisher.look()
