@@ -33,6 +33,7 @@ HOT = (
     "gateway.outbox",
     "gateway.proxy",
     "gateway.readable",
+    "gateway.relay",
     "gateway.relayed",
     "gateway.retry",
     "gateway.spool",

@@ -38,11 +38,17 @@ class Outbox:
 
     def put(self, transport: asyncio.Transport, data: bytes) -> None:
         """Send `data` at the end of this turn. Before anything else is done with the transport, `flush` is due."""
+        if self._expected > 0:
+            self._expected -= 1
+        if self._late > 0:
+            self._late -= 1
+        if not (self._expected or self._waiting):
+            self.before()
+            _send(transport, data)
+            return
         self._waiting.append((transport, data))
         self._size += len(data)
-        self._expected = max(0, self._expected - 1)
-        self._late = max(0, self._late - 1)
-        if self._size > _MOST or (not self._expected and len(self._waiting) == 1):
+        if self._size > _MOST:
             self.flush()
         else:
             self.wake()
@@ -59,19 +65,23 @@ class Outbox:
         self.before()
         waiting, self._waiting, self._size = self._waiting, [], 0
         for transport, data in waiting:
-            if transport.is_closing():
-                continue
-            try:
-                transport.write(data)
-            except Exception:
-                log.exception("a connection could not be written to")
-                transport.abort()
+            _send(transport, data)
 
     def _turn(self) -> None:
         self._awake = False
         self._expected -= self._late  # who was woken after that runs later
         self._late = 0
         self.flush()
+
+
+def _send(transport: asyncio.Transport, data: bytes) -> None:
+    if transport.is_closing():
+        return
+    try:
+        transport.write(data)
+    except Exception:
+        log.exception("a connection could not be written to")
+        transport.abort()
 
 
 def _nothing() -> None:

@@ -3,19 +3,19 @@
 import asyncio
 import random
 import time
-from functools import lru_cache
 from typing import Final
 
 from gateway.auth import identified
 from gateway.breaker import Breakers
 from gateway.concurrency import Rooms
-from gateway.errors import RequestRefused, Shed, UpstreamCut, UpstreamError, UpstreamTimeout, error_body
+from gateway.errors import RequestRefused, UpstreamCut, UpstreamError, UpstreamTimeout
 from gateway.fields import Fields, Tags, read_fields
 from gateway.gate import allow
-from gateway.include_usage import UsageFilter, with_usage
+from gateway.include_usage import with_usage
 from gateway.readable import readable
 from gateway.records import Arm, Attempt, Outcome
 from gateway.redact import Redactor
+from gateway.relay import HOP_BY_HOP, end_to_end, give_up, relay
 from gateway.retry import FIRST, Try, after, cause_of, deadline_of, is_fault, retry_after, target_of, told, within
 from gateway.snapshot import Snapshot
 from gateway.spool import Kind
@@ -35,16 +35,10 @@ __all__ = ["LOG_FULL", "Proxy", "log_full", "upstream_path"]
 LOG_FULL: Final = "log_full"
 
 # Bound once: Python 3.11 takes 90 ns to look up a member of an enumeration.
-_OK: Final = Outcome.OK
 _INCUMBENT: Final = Arm.INCUMBENT
 _CANDIDATE: Final = Arm.CANDIDATE
 
-_HOP_BY_HOP: Final = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade".split()
-)
-_NAMES_NO_HEADER: Final = frozenset((b"keep-alive", b"Keep-Alive", b"close"))  # what most say of their connection
-_NOT_UP: Final = _HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+_NOT_UP: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 _CREDENTIALS: Final = frozenset(
     b"authorization cookie x-api-key api-key "
     b"helicone-auth x-litellm-api-key x-portkey-api-key x-portkey-virtual-key".split()
@@ -104,7 +98,7 @@ class Proxy:
         try:
             reply, first = await self._first_byte(call, tee)
             try:
-                await _relay(reply, first, tee, down)
+                await relay(reply, first, tee, down)
             finally:
                 reply.close()
             if self._breakers.failures:
@@ -112,7 +106,7 @@ class Proxy:
         except UpstreamError as error:
             if tee.status and tee.target is not None:
                 self._failed(tee, tee.target)
-            _give_up(error, tee, down)
+            give_up(error, tee, down)
         except asyncio.CancelledError:
             tee.close(Outcome.CLIENT_GONE if call.gone else Outcome.GATEWAY_KILLED)
             if not call.gone:
@@ -320,69 +314,10 @@ class Proxy:
             self._metrics.breaker_closed(tee.target.name)
 
 
-async def _relay(reply: Reply, chunk: bytes, tee: Tee, down: Downstream) -> None:
-    """Pass the reply on, byte for byte. The exchange is in the spool before the last byte is handed over."""
-    call = tee.call
-    usage = UsageFilter() if tee.asked_usage and tee.stream and not tee.encoding else None
-    headers = _headers_down(reply.headers, tee)
-    if usage is not None:
-        headers = [header for header in headers if header[0] != b"content-length"]
-    down.start(reply.status, headers)
-    while True:
-        at_end = tee.feed(chunk) if chunk else False
-        if at_end or reply.complete:
-            tee.close(_outcome(reply.status))
-        if usage is not None:
-            chunk = usage.feed(chunk) + (usage.flush() if reply.complete else b"")
-        if reply.complete:
-            call.finished = True
-            down.end(chunk)
-            return
-        if chunk:
-            down.write(chunk)
-            if down.slow:
-                await down.drain()
-        started = time.perf_counter()
-        try:
-            chunk = await reply.read()
-        finally:
-            call.waited += time.perf_counter() - started
-
-
-def _give_up(error: UpstreamError, tee: Tee, down: Downstream) -> None:
-    """No target answered: an error in OpenAI's shape; after the reply has begun, a stream that ends as broken."""
-    if tee.status:
-        tee.close(Outcome.TIMEOUT if isinstance(error, UpstreamTimeout) else Outcome.UPSTREAM_CUT, str(error))
-        tee.call.finished = True
-        return
-    status, outcome, code = _verdict(error)
-    shed = outcome is Outcome.SHED
-    what = "the gateway has no room for this call" if shed else "the upstream did not answer"
-    body = error_body(f"{what}: {error}", kind="server_error" if shed else "upstream_error", code=code)
-    tee.status = status
-    tee.feed(body)
-    tee.close(outcome, str(error))
-    tee.call.finished = True
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *_own_headers(tee)]
-    if shed:
-        headers.append((b"retry-after", b"1"))
-    down.start(status, headers)
-    down.end(body)
-
-
-def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
-    """Status, outcome and code of a call that no target answered."""
-    if isinstance(error, Shed):
-        return 503, Outcome.SHED, "overloaded"
-    if isinstance(error, UpstreamTimeout):
-        return 504, Outcome.TIMEOUT, "timeout"
-    return 502, Outcome.UPSTREAM_CUT if isinstance(error, UpstreamCut) else Outcome.UPSTREAM_ERROR, "unreachable"
-
-
 def _identity(call: Inbound, fields: Fields) -> tuple[dict[str, str], Tags]:
     """The call's headers, and whom it comes from: what its key says counts for more than what it says itself."""
     headers = _lower(call.headers)
-    call.headers = _end_to_end(call.headers)
+    call.headers = end_to_end(call.headers)
     fields.metadata = labels_of(headers, fields.metadata, fields.tensorzero_tags, fields.tensorzero_episode)
     if call.account is not None:
         headers, fields.metadata = identified(headers, fields.metadata, call.account.key)
@@ -413,10 +348,6 @@ def upstream_path(path: str, query: str) -> str:
     return f"{below}?{query}" if query else below
 
 
-def _outcome(status: int) -> Outcome:
-    return _OK if status < 400 else Outcome.UPSTREAM_ERROR
-
-
 def _attempt(target: Target, arm: Arm, error: str, started: float) -> Attempt:
     return Attempt(model=target.name, arm=arm, error=error, latency_ms=round((time.perf_counter() - started) * 1000, 3))
 
@@ -430,36 +361,6 @@ def _headers_up(headers: Headers, api_key: str | None, *, keep_credentials: bool
     if api_key is not None:
         kept.append((b"authorization", b"Bearer " + api_key.encode()))
     return kept
-
-
-def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:
-    return [header for header in _end_to_end(headers) if header[0] not in _HOP_BY_HOP] + _own_headers(tee)
-
-
-def _end_to_end(headers: Headers) -> Headers:
-    """Without those that `Connection` says are of this hop (RFC 9110, section 7.6.1)."""
-    said = [value for name, value in headers if name == b"connection"]
-    if not said or (len(said) == 1 and said[0] in _NAMES_NO_HEADER):
-        return headers
-    named = {name.strip().lower() for name in b",".join(said).split(b",")}
-    return [(name, value) for name, value in headers if name not in named]
-
-
-def _own_headers(tee: Tee) -> list[tuple[bytes, bytes]]:
-    call = tee.call
-    overhead = time.perf_counter() - call.received - call.waited
-    return [
-        (b"x-understudy-exchange-id", call.id.encode()),
-        (b"x-understudy-model", _header_value(tee.target.name if tee.target else "")),
-        (b"x-understudy-arm", tee.arm.encode()),
-        (b"x-understudy-overhead-ms", b"%.3f" % (overhead * 1000)),
-    ]
-
-
-@lru_cache(maxsize=1024)
-def _header_value(text: str) -> bytes:
-    """Text as a header may carry it."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text).encode()
 
 
 def _lower(headers: Headers) -> dict[str, str]:

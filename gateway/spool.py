@@ -44,7 +44,8 @@ HEAD: Final = len(MAGIC) + _MARK
 _PREFIX: Final = struct.Struct("<8sIIII")
 _SIZES: Final = struct.Struct("<III")
 _BALLAST: Final = 4 * 1024 * 1024
-_MOST: Final = 256, 1024 * 1024  # frames of one write, of which each is two of the 1,024 parts it may have; bytes
+_MOST_FRAMES: Final = 256  # of one write: each is two of the 1,024 parts that it may have
+_MOST_BYTES: Final = 1024 * 1024  # of one write
 IN_FLIGHT: Final = "in-flight"  # the file's name
 
 
@@ -171,7 +172,7 @@ class Spool:
         self._held.append(_Held(kind, exchange, parts, length))
         self._held_size += length
         self._total += length
-        full = len(self._held) >= _MOST[0] or self._held_size >= _MOST[1]
+        full = len(self._held) >= _MOST_FRAMES or self._held_size >= _MOST_BYTES
         if self._outbox is None or not _ends(kind) or full:
             return self.commit()
         self._outbox.wake()

@@ -63,7 +63,7 @@ def with_model(body: bytes, fields: Fields, name: str) -> bytes:
         if isinstance(fields.model, str):
             if fields.model == name:
                 return body
-            start, end = _VALUE.match(body, last + len(_KEY)).span(1)  # type: ignore[union-attr]  # it is a text
+            start, end = _value(body, last + len(_KEY), fields.model)
             around = memoryview(body)  # so that a large one is copied once
             return b"".join((around[:start], msgspec.json.encode(name), around[end:]))
         if fields.model is not None:
@@ -72,6 +72,14 @@ def with_model(body: bytes, fields: Fields, name: str) -> bytes:
     if isinstance(fields.model, str | None):
         values["model"] = msgspec.Raw(msgspec.json.encode(name))
     return msgspec.json.encode(values)
+
+
+def _value(body: bytes, behind: int, text: str) -> tuple[int, int]:
+    """Where the string that is `text` stands, behind its key; mostly it is written without escapes."""
+    start, plain = body.index(b'"', behind), b'"%b"' % text.encode("utf-8", "surrogatepass")
+    if body.startswith(plain, start):
+        return start, start + len(plain)
+    return _VALUE.match(body, behind).span(1)  # type: ignore[union-attr]  # it is a text
 
 
 def _clean(value: Any) -> str:

@@ -22,7 +22,9 @@ from routing.targets import MirrorTarget, Pii, Price, Target
 
 __all__ = ["Downstream", "Inbound", "Mirroring", "Sink", "Tee", "log_header", "record_masked"]
 
-_END_MARKS: Final = (b"data: [DONE]", b"data:[DONE]", b'"type":"response.completed"')
+_DONE: Final = b"data: [DONE]"
+_DONE_CLOSE: Final = b"data:[DONE]"
+_COMPLETED: Final = b'"type":"response.completed"'
 _CARRY: Final = 32
 _OK: Final = Outcome.OK
 _INCUMBENT: Final = Arm.INCUMBENT
@@ -212,7 +214,7 @@ class Tee:
             return False
         window = self._tail + chunk
         self._tail = window[-_CARRY:]
-        return any(mark in window for mark in _END_MARKS)
+        return _DONE in window or _DONE_CLOSE in window or _COMPLETED in window
 
     def close(self, outcome: Outcome, error: str = "") -> None:
         """Log the exchange, then send its mirrors. Later calls do nothing."""
@@ -231,14 +233,13 @@ class Tee:
         if fates:
             header["mirror"] = fates[0][1]
         kind = self._end_with
-        if kind is not _WHOLE:
-            header["frame"] = kind
         privacy = self.decision.route.privacy
         if privacy.before_spool:
-            header["frame"] = Kind.WHOLE
             record_masked(self._sink, header, self.call.body, b"".join(self._chunks), privacy.pii, self._redactor)
+        elif kind is _WHOLE:
+            self._sink.append(header, self._request(), self._chunks)
         else:
-            self._sink.append(header, self._request() if kind is _WHOLE else b"", self._chunks)
+            self._sink.append(header | {"frame": kind}, b"", self._chunks)
         if (account := self.call.account) is not None and account.key.metered:
             self._charge(account)
         self._chunks = []

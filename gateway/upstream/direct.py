@@ -161,11 +161,11 @@ class DirectReply:
         self.headers = headers
         self.complete = False
 
-    async def read(self) -> bytes:
-        """The next bytes of the body; b"" at the end."""
+    async def read(self, each: Callable[[bytes], bool] | None = None) -> bytes:
+        """The next bytes of the body; b"" at the end, or where `each` wants no more."""
         if self._connection is None:
             return b""
-        return await self._connection.read()
+        return await self._connection.read(each)
 
     def close(self) -> None:
         """Give the connection back, or drop it if the reply is not complete."""
@@ -197,7 +197,9 @@ class _Connection:
         self._headers: list[tuple[bytes, bytes]] = []
         self._buffer = bytearray()
         self._waiter: asyncio.Future[None] | None = None
-        self._error: UpstreamError | None = None
+        self._error: Exception | None = None  # for who waits, or will
+        self._each: Callable[[bytes], bool] | None = None  # takes bytes while somebody waits
+        self._sated = False  # it wants no more for now
         self._timer: asyncio.TimerHandle | None = None  # one for the connection's life, set anew when it goes off
         self._deadline = 0.0  # of the exchange in work; 0 where there is none
         self._limit = ("", 0.0)  # which deadline that is, and how long
@@ -234,13 +236,17 @@ class _Connection:
             raise
         return self._reply
 
-    async def read(self) -> bytes:
+    async def read(self, each: Callable[[bytes], bool] | None) -> bytes:
         while not self._buffer:
             if self._reply is None or self._reply.complete:
                 return b""
             if self._error is not None:
                 raise self._error
+            if self._sated:
+                break
+            self._each = each
             await self._wait()
+        self._sated = False
         chunk = bytes(self._buffer)
         self._buffer.clear()
         if self._paused and self._transport is not None:
@@ -292,6 +298,8 @@ class _Connection:
         if self._bare > MAX_BARE:
             self._reusable = False
             self._broken(f"more than {MAX_BARE} bytes of headers")
+        if self._each is not None and self._hands_on(self._each):
+            return
         if len(self._buffer) > HIGH_WATER and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -362,6 +370,7 @@ class _Connection:
 
     def _begin(self, timeouts: Timeouts) -> None:
         self._reply, self._error, self._headers, self._body_begun, self._bare = None, None, [], False, 0
+        self._sated = False
         self._timeouts, self._started = timeouts, self.loop.time()
         self._set_deadline("first token", timeouts.first_token)
 
@@ -374,12 +383,26 @@ class _Connection:
         try:
             await self._waiter
         finally:
-            self._waiter = None
+            self._waiter = self._each = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
             self.pool.outbox.expect()
+
+    def _hands_on(self, each: Callable[[bytes], bool]) -> bool:
+        """Hand what has come to who waits, without waking him; False where there is something else to tell him."""
+        if self._reply is None or self._reply.complete or self._error is not None:
+            return False
+        if not self._buffer:
+            return True
+        chunk = bytes(self._buffer)
+        self._buffer.clear()
+        try:
+            self._sated = not each(chunk)
+        except Exception as error:  # noqa: BLE001 -- it is raised to who waits
+            self._error = error
+        return not self._sated and self._error is None
 
     def _fail(self, error: UpstreamError) -> None:
         if self._error is None:

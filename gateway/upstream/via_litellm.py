@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from array import array
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -146,8 +146,8 @@ class LitellmReply:
         self.headers = answer.headers
         self.complete = False
 
-    async def read(self) -> bytes:
-        """The next event of a stream, or the whole body; b"" at the end."""
+    async def read(self, each: Callable[[bytes], bool] | None = None) -> bytes:
+        """The next event of a stream, or the whole body; b"" at the end. Nothing goes to `each`."""
         if self._body is not None:
             body, self._body = self._body, None
             self.complete = self._stream is None

@@ -1,7 +1,7 @@
 """Upstreams behind an HTTP proxy: by httpx, which knows CONNECT, logins and TLS in TLS. Not for speed."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -86,8 +86,8 @@ class ProxiedReply:
         self._left = _length(self.status, self.headers)
         self.complete = False
 
-    async def read(self) -> bytes:
-        """The next bytes of the body; b"" at the end."""
+    async def read(self, each: Callable[[bytes], bool] | None = None) -> bytes:
+        """The next bytes of the body; b"" at the end. Nothing goes to `each`."""
         if self.complete:
             return b""
         try:

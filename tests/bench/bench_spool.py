@@ -37,11 +37,10 @@ APPENDS = 20_000
 def header(**more: Any) -> dict[str, Any]:
     """As long as a real one."""
     return {
-        "id": new_id(), "timestamp": time.time(), "workload_id": "support-router", "client_id": "web",
-        "session_id": "5f0c", "path": "/v1/chat/completions", "model": "prod-70b", "arm": "incumbent", "outcome": "ok",
-        "status": 200, "stream": False, "latency_ms": 312.4, "ttft_ms": 311.2, "config_snapshot": "d3b07384d113",
-        "rollout": "", "error": "", "breaker": "", "attempts": [], "encoding": "", "price": [0.6, 0.6],
-        "mirror": "none", "pii": "",
+        "id": new_id(), "timestamp": time.time(), "workload_id": "support-router", "path": "/v1/chat/completions",
+        "client_id": "web", "session_id": "5f0c", "config_snapshot": "d3b07384d113", "arm": "incumbent",
+        "outcome": "ok", "status": 200, "latency_ms": 312.4, "ttft_ms": 311.2, "model": "prod-70b", "provider": "nim",
+        "price": [0.6, 0.6],
     } | more  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The direct upstream's connections: TLS and whom it trusts, names that move, and how long a connection is kept."""
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,114 @@ def test_an_idle_connection_is_closed_without_a_further_call(on: Run) -> None:
             await asyncio.wait_for(fake.lost.wait(), 5)
             await ask(pool, model(fake.url))
             assert fake.connections == 2
+            await pool.close()
+
+    on(scenario())
+
+
+@contextlib.asynccontextmanager
+async def piecewise() -> AsyncIterator[tuple[str, asyncio.Queue[bytes]]]:
+    """An upstream that begins an endless stream, and sends what it is given as a chunk of it, b"" as its end."""
+    pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while True:
+            piece = await pieces.get()
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            if not piece:
+                break
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", pieces
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_what_comes_while_it_is_waited_for_is_handed_on_as_it_comes(on: Run) -> None:
+    """Until it is not wanted for a while: then the reader is woken, and what comes meanwhile is kept for him."""
+
+    async def scenario() -> None:
+        async with piecewise() as (url, pieces):
+            pool, taken, enough = DirectUpstream(), [], b"two"
+
+            def take(piece: bytes) -> bool:
+                taken.append(piece)
+                return piece != enough
+
+            reply = await pool.send(model(url), REQUEST)
+            reading = asyncio.ensure_future(reply.read(take))
+            for piece in (b"one", enough):
+                await asyncio.sleep(0)
+                pieces.put_nowait(piece)
+                await until(lambda piece=piece: taken[-1:] == [piece])
+            assert await reading == b""
+            assert not reply.complete
+            pieces.put_nowait(b"three")
+            assert await reply.read() == b"three"
+            reading = asyncio.ensure_future(reply.read(take))
+            await asyncio.sleep(0)
+            pieces.put_nowait(b"")
+            assert await reading == b""
+            assert reply.complete
+            assert taken == [b"one", enough]
+            reply.close()
+            await pool.close()
+
+    on(scenario())
+
+
+def test_what_goes_wrong_with_it_is_the_reader_s(on: Run) -> None:
+    """And the connection is not used again."""
+
+    async def scenario() -> None:
+        async with piecewise() as (url, pieces):
+            pool = DirectUpstream()
+
+            def take(_piece: bytes) -> bool:
+                raise LookupError("no place")
+
+            reply = await pool.send(model(url), REQUEST)
+            reading = asyncio.ensure_future(reply.read(take))
+            await asyncio.sleep(0)
+            pieces.put_nowait(b"one")
+            with pytest.raises(LookupError, match="no place"):
+                await reading
+            reply.close()
+            pieces.put_nowait(b"")
+            assert not any(pool._idle.values())
+
+    on(scenario())
+
+
+def test_who_gives_up_waiting_is_handed_nothing_more(on: Run) -> None:
+    async def scenario() -> None:
+        async with piecewise() as (url, pieces):
+            pool, taken = DirectUpstream(), bytearray()
+
+            def take(piece: bytes) -> bool:
+                taken.extend(piece)
+                return True
+
+            reply = await pool.send(model(url), REQUEST)
+            reading = asyncio.ensure_future(reply.read(take))
+            await asyncio.sleep(0)
+            pieces.put_nowait(b"one")
+            await until(lambda: taken == b"one")
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            pieces.put_nowait(b"two")
+            assert await reply.read() == b"two"
+            assert taken == b"one"
+            reply.close()
+            pieces.put_nowait(b"")
             await pool.close()
 
     on(scenario())
