@@ -308,7 +308,7 @@ class _Connection:
     def connection_lost(self, exc: Exception | None) -> None:
         self._reusable = False
         if self._reply is not None and not self._reply.complete:
-            if self._until_close and exc is None:
+            if self._until_close and exc is None and self._error is None:
                 self._reply.complete = True
             else:
                 self._broken("the connection ended inside the reply")
@@ -401,7 +401,8 @@ class _Connection:
         try:
             self._sated = not each(chunk)
         except Exception as error:  # noqa: BLE001 -- it is raised to who waits
-            self._error = error
+            self._error, self._reusable = error, False
+            self.drop()  # what still came would have a hole before it
         return not self._sated and self._error is None
 
     def _fail(self, error: UpstreamError) -> None:

@@ -224,18 +224,17 @@ def test_an_idle_connection_is_closed_without_a_further_call(on: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def piecewise() -> AsyncIterator[tuple[str, asyncio.Queue[bytes]]]:
-    """An upstream that begins an endless stream, and sends what it is given as a chunk of it, b"" as its end."""
+async def piecewise(*, chunked: bool = True) -> AsyncIterator[tuple[str, asyncio.Queue[bytes]]]:
+    """An upstream that begins an endless stream, and sends what it is given as a part of it, b"" as its end."""
     pieces: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        while True:
+        writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n" % (b"transfer-encoding: chunked\r\n" if chunked else b""))
+        piece = b"begin"
+        while piece:
             piece = await pieces.get()
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            if not piece:
-                break
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
@@ -281,14 +280,17 @@ def test_what_comes_while_it_is_waited_for_is_handed_on_as_it_comes(on: Run) -> 
     on(scenario())
 
 
-def test_what_goes_wrong_with_it_is_the_reader_s(on: Run) -> None:
-    """And the connection is not used again."""
+@pytest.mark.parametrize("chunked", [True, False])
+def test_what_goes_wrong_with_it_is_the_reader_s(on: Run, chunked: bool) -> None:
+    """He hears of nothing that comes after it, nor of a clean end; and the connection is not used again."""
 
     async def scenario() -> None:
-        async with piecewise() as (url, pieces):
+        async with piecewise(chunked=chunked) as (url, pieces):
             pool = DirectUpstream()
 
             def take(_piece: bytes) -> bool:
+                for more in (b"two", b""):
+                    pieces.put_nowait(more)
                 raise LookupError("no place")
 
             reply = await pool.send(model(url), REQUEST)
@@ -297,9 +299,10 @@ def test_what_goes_wrong_with_it_is_the_reader_s(on: Run) -> None:
             pieces.put_nowait(b"one")
             with pytest.raises(LookupError, match="no place"):
                 await reading
+            with pytest.raises(LookupError, match="no place"):
+                await reply.read()
             reply.close()
-            pieces.put_nowait(b"")
-            assert not any(pool._idle.values())
+            await pool.close()
 
     on(scenario())
 
