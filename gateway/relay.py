@@ -42,7 +42,7 @@ class _Passing:
 
     def __init__(self, reply: Reply, tee: Tee, down: Downstream) -> None:
         """Begins it with the head."""
-        self._status = reply.status
+        self._outcome = _OK if reply.status < 400 else Outcome.UPSTREAM_ERROR
         self._tee = tee
         self._down = down
         self._usage = UsageFilter() if tee.asked_usage and tee.stream and not tee.encoding else None
@@ -63,7 +63,7 @@ class _Passing:
         if not chunk:
             return
         if self._tee.feed(chunk):
-            self._tee.close(_outcome(self._status))
+            self._tee.close(self._outcome)
         if self._usage is not None:
             chunk = self._usage.feed(chunk)
         if chunk:
@@ -73,7 +73,7 @@ class _Passing:
         """The last bytes, or none."""
         if chunk:
             self._tee.feed(chunk)
-        self._tee.close(_outcome(self._status))
+        self._tee.close(self._outcome)
         if self._usage is not None:
             chunk = self._usage.feed(chunk) + self._usage.flush()
         self._tee.call.finished = True
@@ -108,10 +108,6 @@ def _verdict(error: UpstreamError) -> tuple[int, Outcome, str]:
     if isinstance(error, UpstreamTimeout):
         return 504, Outcome.TIMEOUT, "timeout"
     return 502, Outcome.UPSTREAM_CUT if isinstance(error, UpstreamCut) else Outcome.UPSTREAM_ERROR, "unreachable"
-
-
-def _outcome(status: int) -> Outcome:
-    return _OK if status < 400 else Outcome.UPSTREAM_ERROR
 
 
 def _headers_down(headers: Headers, tee: Tee) -> list[tuple[bytes, bytes]]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import structlog
 
-__all__ = ["BEAT", "Tasks", "beat"]
+__all__ = ["BEAT", "Tasks", "beat", "until_beat"]
 
 log = structlog.get_logger(__name__)
 
@@ -19,8 +19,13 @@ async def beat() -> None:
 
     To wake an idle process costs more than most of them do then, and whoever calls in that moment waits for it.
     """
-    rest = BEAT - asyncio.get_running_loop().time() % BEAT
-    await asyncio.sleep(rest if rest > BEAT / 10 else rest + BEAT)  # a timer may have gone off a little early
+    await asyncio.sleep(until_beat(asyncio.get_running_loop().time()))
+
+
+def until_beat(now: float) -> float:
+    """Seconds until the next one, or until the one behind it: a timer may have gone off a little early."""
+    rest = BEAT - now % BEAT
+    return rest if rest > BEAT / 10 else rest + BEAT
 
 
 class Tasks:

@@ -18,6 +18,7 @@ from gateway.upstream.direct import DirectUpstream
 from routing.targets import Model, Timeouts
 from tests.gateway.conftest import running
 from tests.gateway.fakes import DONE, chunk, ok, sse, upstream
+from tests.gateway.test_tell import until
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 PLENTY = Timeouts()
@@ -239,12 +240,6 @@ async def piecewise(*, chunked: bool = True) -> AsyncIterator[tuple[str, asyncio
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", pieces
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_what_comes_while_it_is_waited_for_is_handed_on_as_it_comes(on: Run) -> None:
